@@ -1,0 +1,365 @@
+"""Every frame that the SDK, the control service and the agents exchange.
+
+A frame is one msgpack array whose first item is its tag. On a websocket one binary message is one
+frame; on a byte stream (the supervisor's socket) a frame stands behind its length, 4 bytes, big endian.
+Frames carry columns (`indexes`, `payloads`), so that many inputs cost one frame. Payloads are opaque
+bytes: the control service never looks into one. This package (frames here, `payload` for what is inside
+a payload, `link` for the client's end of a websocket) is all that `nomadfn` shares with the agent.
+
+Who sends what:
+
+    SDK         → control   Hello  Submit  Ack  Request
+    control     → SDK       Welcome  Accepted  Rejected  Results  Reply  Log  Stats
+    runner      → control   Hello  Ready  StartFailed  Outputs  Returned
+    control     → runner    Bind  Deliver  Recall  Interrupt  Drain
+    control     → supervisor   Start  Stop
+    supervisor  → control      Started  Ended  Log
+
+An input is named by its call and its index in it; the client makes call ids, so sending the same
+`Submit` twice is harmless. One run of one input is a *delivery*, a number that the control service
+never gives twice: an output for a delivery that is no longer held is of an old attempt and is ignored.
+Results of a session are numbered from 1; `Ack(n)` says that everything up to n has arrived.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import msgspec
+
+VERSION = 1
+MAX_FRAME_BYTES = 256 * 1024
+"""What a sender aims at; one payload up to INLINE_PAYLOAD_BYTES may stand alone in a larger frame."""
+INLINE_PAYLOAD_BYTES = 128 * 1024
+"""A payload larger than this travels as a blob reference (see `REF`)."""
+MAX_INPUTS_PER_FRAME = 512
+STREAM_HEADER = struct.Struct(">I")
+
+PICKLE = 0
+JSON = 1
+REF = 16
+"""Added to a codec or a status: the payload is `payload.BlobRef` in msgpack, not the bytes themselves."""
+
+OK = 0
+EXCEPTION = 1
+"""The function raised: the payload is `payload.Raised` in msgpack."""
+FAILURE = 2
+"""nomadfn could not get a result: the payload is `payload.Failure` in msgpack."""
+
+REMOTE = 0
+MAP = 1
+SPAWN = 2
+SPAWN_MAP = 3
+DURABLE_KINDS = frozenset((SPAWN, SPAWN_MAP))
+
+
+class RetryPolicy(msgspec.Struct, frozen=True, gc=False):
+    """Delays in seconds: the n-th retry waits `min(initial_delay_s * backoff_coefficient**(n-1), max_delay_s)`."""
+
+    max_retries: int = 0
+    backoff_coefficient: float = 1.0
+    initial_delay_s: float = 1.0
+    max_delay_s: float = 60.0
+
+
+class AutoscalerSettings(msgspec.Struct, frozen=True, gc=False):
+    """How many containers a function may have; `max_containers=None` is no limit of the function's own."""
+
+    min_containers: int = 0
+    max_containers: int | None = None
+    buffer_containers: int = 0
+    scaledown_window_s: float = 60.0
+
+
+class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One function as its program defines it. Readable as JSON: it stands in the registry like this."""
+
+    name: str
+    module: str = ""
+    """The module to import in the container; empty when `serialized_ref` carries the function."""
+    qualname: str = ""
+    serialized_ref: str = ""
+    """Digest of the blob with the cloudpickled function."""
+    is_async: bool = False
+    is_generator: bool = False
+    autoscaler: AutoscalerSettings = AutoscalerSettings()
+    timeout_s: float = 300.0
+    startup_timeout_s: float = 300.0
+    retries: RetryPolicy = RetryPolicy()
+    gpu: list[str] = []
+    cpu: float | None = None
+    memory_mib: int | None = None
+    env: dict[str, str] = {}
+    max_inputs: int = 1
+    target_inputs: int | None = None
+    max_batch_size: int = 0
+    batch_wait_ms: int = 0
+
+
+class CodeRef(msgspec.Struct, frozen=True, kw_only=True):
+    """The program's source: one zip archive, addressed by its digest, and what to do with it."""
+
+    digest: str = ""
+    main_module: str = ""
+    """Name under which the program's own file is imported; `__main__` is made an alias of it."""
+    origin: str = ""
+    """The folder that the archive was made from, so that tracebacks show the user's own paths."""
+    python: str = ""
+    """Minor version of the client's Python, "3.11"."""
+    as_modal: bool = False
+    """Install `nomadfn` under the name `modal` before any user code is imported."""
+
+
+class AppSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One app as its program defines it."""
+
+    name: str
+    functions: list[FunctionSpec] = []
+    code: CodeRef = CodeRef()
+
+
+class _Frame(msgspec.Struct, array_like=True, gc=False):
+    pass
+
+
+class Hello(_Frame, tag=1):
+    """First frame of every websocket. `seen` is the number of the last result that the session has."""
+
+    version: int
+    role: str
+    """`client` or `runner`."""
+    session: str
+    """The client's own random id, or the container's id."""
+    python: str = ""
+    client_version: str = ""
+    seen: int = 0
+    parent: str = ""
+    """For a client inside a container: the container's id."""
+
+
+class Welcome(_Frame, tag=2):
+    version: int
+    epoch: int
+    """Changes when another control service leads; a client that sees a new one sends its apps and inputs again."""
+    resumed: bool
+    blobs: str
+    """Folder of the blob store where both sides see the same files."""
+    http_url: str
+    map_window: int
+    max_payload_bytes: int
+    max_function_bytes: int
+    target: str = ""
+    """The service in words, for the first line that `run` prints."""
+
+
+class Submit(_Frame, tag=3):
+    """Inputs `first`, `first + 1`, … of one call."""
+
+    call: str
+    function: str
+    kind: int
+    first: int
+    payloads: list[bytes]
+    codec: int = PICKLE
+    refs: list[int] = []
+    """Positions in `payloads` that are blob references."""
+    priority: int = 0
+    deadline_s: float | None = None
+    """Seconds from now after which the inputs are not started any more."""
+
+
+class Accepted(_Frame, tag=4):
+    """Inputs of a durable call that are safe from now on."""
+
+    call: str
+    first: int
+    count: int
+
+
+class Rejected(_Frame, tag=5):
+    """Inputs that were not taken. `error` names a class of `nomadfn.exception`."""
+
+    call: str
+    first: int
+    count: int
+    error: str
+    message: str
+    retry_after_s: float = 1.0
+    limit: str = ""
+    value: int = 0
+    maximum: int = 0
+
+
+class Results(_Frame, tag=6):
+    """Outputs of one call. `number` is the session's number of the last of them."""
+
+    number: int
+    call: str
+    indexes: list[int]
+    statuses: list[int]
+    payloads: list[bytes]
+    codec: int = PICKLE
+
+
+class Ack(_Frame, tag=7):
+    number: int
+
+
+class Request(_Frame, tag=8):
+    """One operation by name (`control/operations.py`); every request gets one `Reply` with its id."""
+
+    id: int
+    operation: str
+    body: dict[str, Any]
+
+
+class Reply(_Frame, tag=9):
+    """`error` is empty, or names a class of `nomadfn.exception` and `message` its text."""
+
+    id: int
+    body: Any = None
+    error: str = ""
+    message: str = ""
+
+
+class Log(_Frame, tag=10):
+    """What a container wrote. From a supervisor `app`, `function` and `index` are empty."""
+
+    container: str
+    stream: int
+    """1 stdout, 2 stderr, 0 a notice of nomadfn itself."""
+    text: str
+    app: str = ""
+    function: str = ""
+    index: int = -1
+
+
+class Stats(_Frame, tag=11):
+    """One function's figures, sent to the sessions that watch its app when they change."""
+
+    function: str
+    name: str
+    pending: int
+    running: int
+    containers: int
+    """Containers that are ready."""
+    starting: int
+    wanted: int
+    reason: str
+
+
+class Bind(_Frame, tag=20):
+    """The runner's first frame from the control service: which function it is, and where its code lies."""
+
+    function: str
+    spec: FunctionSpec
+    code: CodeRef
+    app: str
+    app_name: str
+    index: int
+    blobs: str
+    code_cache: str
+    """Folder into which archives are unpacked, one sub-folder a digest."""
+
+
+class Ready(_Frame, tag=21):
+    slots: int
+
+
+class StartFailed(_Frame, tag=22):
+    """The function could not be loaded. `payload` is `payload.Raised` in msgpack."""
+
+    payload: bytes
+
+
+class Deliver(_Frame, tag=23):
+    """Inputs to run, in this order. `deliveries` are this run's numbers."""
+
+    call: str
+    deliveries: list[int]
+    indexes: list[int]
+    payloads: list[bytes]
+    codecs: list[int]
+    """One codec for all, or one an input."""
+
+
+class Outputs(_Frame, tag=24):
+    """What the deliveries gave. `run_ns` is the time that user code took for all of them together."""
+
+    deliveries: list[int]
+    statuses: list[int]
+    payloads: list[bytes]
+    run_ns: int
+
+
+class Recall(_Frame, tag=25):
+    """Give back those of these deliveries that have not been started; answered by one `Returned`."""
+
+    deliveries: list[int]
+
+
+class Returned(_Frame, tag=26):
+    deliveries: list[int]
+
+
+class Interrupt(_Frame, tag=27):
+    """Raise InputCancellation in these deliveries if they run; drop them if they have not been started."""
+
+    deliveries: list[int]
+
+
+class Drain(_Frame, tag=28):
+    """Finish what is there, send the outputs and end."""
+
+
+class Start(_Frame, tag=40):
+    """Make a container. `env` holds what the runner needs to join (address, token); never user values."""
+
+    container: str
+    env: dict[str, str]
+
+
+class Stop(_Frame, tag=41):
+    """End a container: SIGTERM to its process group and SIGKILL after `grace_s`; 0 is SIGKILL at once."""
+
+    container: str
+    grace_s: float
+
+
+class Started(_Frame, tag=42):
+    container: str
+    pid: int
+
+
+class Ended(_Frame, tag=43):
+    """The operating system says that the container's process is gone."""
+
+    container: str
+    exit_code: int
+    """As in `subprocess`: negative is the signal's number."""
+    tail: str
+    """The last lines of what it wrote to stderr and stdout."""
+
+
+ClientFrame = Hello | Submit | Ack | Request
+ToClientFrame = Welcome | Accepted | Rejected | Results | Reply | Log | Stats
+RunnerFrame = Hello | Ready | StartFailed | Outputs | Returned
+ToRunnerFrame = Bind | Deliver | Recall | Interrupt | Drain
+ToSupervisorFrame = Start | Stop
+SupervisorFrame = Started | Ended | Log
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+decode_from_client = msgspec.msgpack.Decoder(ClientFrame).decode
+decode_to_client = msgspec.msgpack.Decoder(ToClientFrame).decode
+decode_from_runner = msgspec.msgpack.Decoder(RunnerFrame).decode
+decode_to_runner = msgspec.msgpack.Decoder(ToRunnerFrame).decode
+decode_to_supervisor = msgspec.msgpack.Decoder(ToSupervisorFrame).decode
+decode_from_supervisor = msgspec.msgpack.Decoder(SupervisorFrame).decode
+
+
+def encode_for_stream(frame: msgspec.Struct) -> bytes:
+    """The frame behind its length, for a byte stream."""
+    body = encode(frame)
+    return STREAM_HEADER.pack(len(body)) + body

@@ -1,0 +1,207 @@
+"""What is inside a payload: arguments, results, exceptions. Only the SDK and the runner look.
+
+Pickle is the codec between Python and Python, with cloudpickle for what plain pickle cannot do; JSON is
+the codec of everyone else: `{"args": [...], "kwargs": {...}}` in, any JSON value out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import secrets
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from . import INLINE_PAYLOAD_BYTES, JSON, PICKLE
+
+PICKLE_PROTOCOL = 5
+
+
+class BlobRef(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Where a large payload lies: the blob's name, the sha256 of its bytes, and how many there are.
+
+    Payload blobs have names of their own, so that each has one owner who deletes it: an input's goes when the
+    input is done, a `.remote` or `.map` result's when its client has read it, a spawn's result when it is
+    forgotten. Code is named by its digest and shared.
+    """
+
+    name: str
+    digest: str
+    size: int
+
+
+class Raised(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """An exception of user code. `pickled` is empty when it could not be pickled."""
+
+    pickled: bytes
+    type_name: str
+    text: str
+    traceback: str
+    """As Python prints it, with the user's own frames only."""
+
+
+class Failure(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Why nomadfn has no result. `error` names a class of `nomadfn.exception`."""
+
+    error: str
+    message: str
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode_raised = msgspec.msgpack.Decoder(Raised).decode
+decode_failure = msgspec.msgpack.Decoder(Failure).decode
+decode_ref = msgspec.msgpack.Decoder(BlobRef).decode
+
+
+class Unpicklable(Exception):
+    """A value that pickle and cloudpickle both refuse; the text says which and why."""
+
+
+def dumps(value: Any) -> bytes:
+    """Pickle `value`, by cloudpickle where plain pickle cannot. Raises `Unpicklable`."""
+    try:
+        return pickle.dumps(value, PICKLE_PROTOCOL)
+    except Exception:
+        return cloud_dumps(value)
+
+
+def cloud_dumps(value: Any) -> bytes:
+    """Pickle `value` with cloudpickle, functions and classes of `__main__` by value. Raises `Unpicklable`."""
+    import cloudpickle
+
+    try:
+        buffer = io.BytesIO()
+        cloudpickle.CloudPickler(buffer, PICKLE_PROTOCOL).dump(value)
+        return buffer.getvalue()
+    except Exception as error:
+        raise Unpicklable(f"a value of type {type(value).__name__} cannot be pickled: {error}") from error
+
+
+def loads(data: bytes | memoryview) -> Any:
+    return pickle.loads(data)
+
+
+def dump_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    """One input as a pickle of `(args, kwargs)`."""
+    return dumps((tuple(args), dict(kwargs)) if kwargs else (tuple(args),))
+
+
+def load_arguments(payload: bytes, codec: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if codec == JSON:
+        body = json.loads(payload)
+        return tuple(body.get("args", ())), dict(body.get("kwargs", {}))
+    value = pickle.loads(payload)
+    return value[0], (value[1] if len(value) > 1 else {})
+
+
+def dump_result(value: Any, codec: int) -> bytes:
+    """A result in the codec of its input. Raises `Unpicklable`."""
+    if codec == PICKLE:
+        return dumps(value)
+    try:
+        return json.dumps(value, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise Unpicklable(f"a value of type {type(value).__name__} is not JSON: {error}") from error
+
+
+def describe_exception(error: BaseException, hidden_prefixes: Sequence[str] = ()) -> Raised:
+    """Pack an exception of user code; frames of files under `hidden_prefixes` are left out of its traceback."""
+    pickled = b""
+    try:
+        pickled = dumps(error)
+        pickle.loads(pickled)
+    except Exception:
+        pickled = b""
+    return Raised(
+        pickled=pickled,
+        type_name=type(error).__qualname__,
+        text=safe_str(error),
+        traceback=format_user_traceback(error, hidden_prefixes),
+    )
+
+
+def safe_str(value: object) -> str:
+    """`str(value)`, also where the value's own `__str__` raises."""
+    try:
+        return str(value)
+    except Exception as error:
+        return f"<{type(value).__name__}; its __str__ raised {type(error).__name__}>"
+
+
+def format_user_traceback(error: BaseException, hidden_prefixes: Sequence[str] = ()) -> str:
+    """The traceback as Python prints it, causes included, without frames under `hidden_prefixes`."""
+    report = traceback.TracebackException.from_exception(error, capture_locals=False)
+    prefixes = tuple(hidden_prefixes)
+    pending: list[traceback.TracebackException | None] = [report]
+    seen: set[int] = set()
+    while pending:
+        one = pending.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        kept = [frame for frame in one.stack if not frame.filename.startswith(prefixes)] if prefixes else one.stack
+        one.stack = traceback.StackSummary.from_list(kept)
+        pending += [one.__cause__, one.__context__]
+        pending += one.exceptions or []
+    return "".join(report.format())
+
+
+def digest_of(data: bytes | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def blob_path(folder: str, name: str) -> str:
+    """Where a blob lies in a blob folder: one level of sub-folders, so that none grows without bound."""
+    return os.path.join(folder, name[:2], name)
+
+
+def write_blob(folder: str, data: bytes | memoryview, *, by_digest: bool = False, sync: bool = False) -> BlobRef:
+    """Store `data` in a blob folder, whole or not at all. With `sync` it survives a power cut.
+
+    With `by_digest` the blob's name is its digest and an existing one is left as it is.
+    """
+    digest = digest_of(data)
+    name = digest if by_digest else secrets.token_hex(16)
+    path = blob_path(folder, name)
+    if not (by_digest and os.path.exists(path)):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".tmp-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    return BlobRef(name, digest, len(data))
+
+
+def read_blob(folder: str, ref: BlobRef) -> bytes:
+    """The bytes behind a reference. Raises FileNotFoundError, or ValueError when they are not what was stored."""
+    with open(blob_path(folder, ref.name), "rb") as file:
+        data = file.read()
+    if digest_of(data) != ref.digest:
+        raise ValueError(f"blob {ref.name[:12]} is damaged: its content has another digest")
+    return data
+
+
+def delete_blob(folder: str, ref: BlobRef) -> None:
+    """Remove a blob; one that is gone already is no error."""
+    try:
+        os.unlink(blob_path(folder, ref.name))
+    except FileNotFoundError:
+        pass
+
+
+def is_large(payload: bytes) -> bool:
+    return len(payload) > INLINE_PAYLOAD_BYTES

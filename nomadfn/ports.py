@@ -1,0 +1,193 @@
+"""The five things that the control service needs from the world around it.
+
+    port       on one machine       on a cluster
+    Journal    SQLite               Consul
+    Blobs      a directory          an object store
+    Registry   SQLite               Consul
+    Lease      a lock file          Consul
+    Cluster    child processes      Nomad
+
+`control/main.py` is the only place that picks adapters. Calls that may block say so; the control service
+makes them on a thread of their own, one at a time a port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class JournalError(Exception):
+    """A segment was definitely not written. The leader that gets this discards its state and steps down."""
+
+
+class JournalFullError(JournalError):
+    """There is no room: the disk or the store is full."""
+
+
+class FencedError(JournalError):
+    """Another control service holds the lease: this one must not write any more."""
+
+
+class Journal(Protocol):
+    """What must survive: an ordered log of segments, each durable and whole, or absent.
+
+    All calls may block. Segments are numbered 1, 2, 3, … without gaps; the numbers go on over compactions.
+    """
+
+    def replay(self) -> Iterator[tuple[int, bytes]]:
+        """Every segment from the last snapshot on, in order. Raises `JournalError` for a damaged one.
+
+        After a compaction the snapshot's bodies come first, then the segments appended since.
+        """
+        ...
+
+    def append(self, body: bytes) -> int:
+        """Write one segment; it is durable when this returns its number. Raises `JournalError` if it is not."""
+        ...
+
+    def compact(self, snapshot: Iterable[bytes], upto: int) -> None:
+        """Replace the segments up to number `upto` by the bodies of `snapshot`, all or nothing.
+
+        Segments after `upto` stay as they are and are replayed after the snapshot.
+        """
+        ...
+
+    def size_bytes(self) -> int:
+        """How much the journal holds now, for the decision to compact."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Blobs(Protocol):
+    """Large bytes by name; written whole or not at all. All calls may block."""
+
+    def put(self, name: str, data: bytes) -> None: ...
+
+    def get(self, name: str) -> bytes:
+        """Raises `KeyError` for an unknown name."""
+        ...
+
+    def has(self, name: str) -> bool: ...
+
+    def delete(self, name: str) -> None:
+        """Deleting what is not there is no error."""
+        ...
+
+    def names(self) -> Iterator[tuple[str, float]]:
+        """Every blob's name and its age in seconds."""
+        ...
+
+    @property
+    def folder(self) -> str:
+        """The folder that SDK, control service and containers share; empty where there is none."""
+        ...
+
+
+class Registry(Protocol):
+    """Small readable JSON by key (`apps/thumbs`, `overrides/thumbs/embed`). All calls may block."""
+
+    def get(self, key: str) -> Any | None: ...
+
+    def put(self, key: str, value: Any) -> None: ...
+
+    def delete(self, key: str) -> None: ...
+
+    def list(self, prefix: str) -> dict[str, Any]:
+        """Every key under `prefix` with its value, sorted by key."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LeaseHeldError(Exception):
+    """Somebody else holds the lease. The text says who, as far as it is known."""
+
+
+class Lease(Protocol):
+    """A control service's right to lead. All calls may block."""
+
+    def acquire(self) -> int:
+        """Take the lease; returns its epoch, larger than every one before. Raises `LeaseHeldError`."""
+        ...
+
+    def describe(self, note: str) -> None:
+        """Leave a line about the holder that `LeaseHeldError` shows to others."""
+        ...
+
+    def release(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One container that shall run: which function's, its index in the pool, and how its runner joins."""
+
+    container: str
+    function: str
+    index: int
+    env: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerStarted:
+    container: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerEnded:
+    """The cluster says that the container is gone: `what` in words ("killed by SIGKILL", "exit code 3")."""
+
+    container: str
+    what: str
+    tail: str
+    """The last lines that it wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerOutput:
+    container: str
+    stream: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterLost:
+    """The cluster itself is gone (its supervisor ended); every container with it."""
+
+    what: str
+
+
+ClusterEvent = ContainerStarted | ContainerEnded | ContainerOutput | ClusterLost
+
+
+class Cluster(Protocol):
+    """Where containers run. Calls do not block; what happens is told to the listener, on the event loop."""
+
+    @property
+    def capacity(self) -> int | None:
+        """How many containers fit at once, if that is known."""
+        ...
+
+    @property
+    def capacity_reason(self) -> str:
+        """The capacity in words, as it stands behind "limited by"."""
+        ...
+
+    async def open(self, listener: Callable[[ClusterEvent], None]) -> None: ...
+
+    def start(self, placement: Placement) -> None: ...
+
+    def stop(self, container: str, grace_s: float) -> None:
+        """Ask the container to end, and make it after `grace_s`; 0 is at once."""
+        ...
+
+    def may_stop(self, indexes: frozenset[int], idle: frozenset[int]) -> frozenset[int]:
+        """Which of the idle containers this cluster can stop without touching a busy one."""
+        ...
+
+    async def close(self) -> None:
+        """End every container and wait until the operating system says that they are gone."""
+        ...
