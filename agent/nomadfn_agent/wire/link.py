@@ -1,0 +1,233 @@
+"""The client's end of a websocket, blocking, on a plain socket.
+
+The `websockets` library does the handshake and the frames without I/O; this module moves the bytes. One
+thread may receive while others send: what a receiver owes the other side (an answer to a ping) never waits
+for a sender that is blocked on a full socket, so two ends that both write cannot lock each other up.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from websockets.client import ClientProtocol
+
+RECEIVE_BYTES = 512 * 1024
+MAX_MESSAGE_BYTES = 1 << 30
+DEAD_PEER_S = 30
+"""A peer whose machine does not answer for this long is taken for gone."""
+
+
+class LinkClosed(ConnectionError):
+    """The websocket is closed, by either side."""
+
+
+class LinkRefused(ConnectionError):
+    """The server answered the handshake with something else than a websocket."""
+
+    def __init__(self, status: int, body: str) -> None:
+        super().__init__(f"the websocket was refused with HTTP status {status}: {body}".rstrip(": "))
+        self.status = status
+        self.body = body
+
+
+class Link:
+    """One open websocket that carries binary messages. `connect` makes it."""
+
+    def __init__(self, sock: socket.socket, protocol: ClientProtocol, messages: list[bytes]) -> None:
+        from websockets.frames import Frame, Opcode
+
+        self._socket = sock
+        self._protocol = protocol
+        self._frame = Frame
+        self._opcode = Opcode
+        self._ready = messages
+        self._buffer = bytearray(RECEIVE_BYTES)
+        self._writing = threading.Lock()
+        self._owed: deque[bytes] = deque()
+        self._fragments: list[bytes] = []
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._closed = False
+
+    @classmethod
+    def connect(cls, url: str, token: str, timeout_s: float = 10.0) -> Link:
+        """Open a websocket to `ws://host:port/path`, with `token` as its bearer.
+
+        Raises LinkRefused when the server says no, LinkClosed or OSError when it does not answer in time.
+        """
+        from websockets.client import ClientProtocol
+        from websockets.uri import parse_uri
+
+        parts = urlsplit(url)
+        if parts.scheme != "ws" or not parts.hostname:
+            raise LinkClosed(f"{url!r} is not a websocket address such as ws://127.0.0.1:7070/v1/connect")
+        deadline = time.monotonic() + timeout_s
+        sock = socket.create_connection((parts.hostname, parts.port or 80), timeout_s)
+        try:
+            _tune(sock)
+            protocol = ClientProtocol(parse_uri(url), max_size=MAX_MESSAGE_BYTES)
+            messages = _shake_hands(sock, protocol, token, deadline)
+            sock.settimeout(None)
+            link = cls(sock, protocol, [])
+            link._take(messages)
+            return link
+        except BaseException:
+            sock.close()
+            raise
+
+    def send(self, data: bytes | bytearray | memoryview) -> None:
+        """Send one binary message; waits while the socket is full. Any thread may. Raises LinkClosed."""
+        message = self._frame(self._opcode.BINARY, data).serialize(mask=True)
+        with self._writing:
+            self._write(message)
+        self._pay()
+
+    def receive(self, timeout_s: float | None = None) -> list[bytes]:
+        """Every message that has arrived, at least one; empty after `timeout_s`. For one thread at a time.
+
+        None waits until something comes or the link ends. Raises LinkClosed.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._ready:
+            if self._closed:
+                raise LinkClosed("the connection is closed")
+            if deadline is not None:
+                rest_s = max(0.0, deadline - time.monotonic())
+                if not self._poll.poll(rest_s * 1000):
+                    return []
+            self._read()
+        messages, self._ready = self._ready, []
+        return messages
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """End the link; a thread that waits in `receive` or `send` gets LinkClosed. More than once is no error."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._writing.acquire(blocking=False):
+            try:
+                goodbye = self._frame(self._opcode.CLOSE, b"\x03\xe8").serialize(mask=True)
+                self._socket.send(goodbye, socket.MSG_DONTWAIT)
+            except OSError:
+                pass
+            finally:
+                self._writing.release()
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._socket.close()
+
+    def abandon(self) -> None:
+        """Drop this process's copy of the socket and say nothing: for a forked child, whose parent goes on."""
+        self._closed = True
+        self._socket.close()
+
+    def _read(self) -> None:
+        try:
+            count = self._socket.recv_into(self._buffer)
+        except OSError as error:
+            raise LinkClosed(f"the connection broke: {error}") from error
+        protocol = self._protocol
+        if not count:
+            protocol.receive_eof()
+            raise LinkClosed("the other side closed the connection")
+        protocol.receive_data(memoryview(self._buffer)[:count])  # type: ignore[arg-type]
+        closing = self._take(protocol.events_received())
+        self._owed.extend(data for data in protocol.data_to_send() if data)
+        if self._owed:
+            self._pay()
+        if not self._ready and (closing or protocol.parser_exc is not None):
+            raise LinkClosed(_closing_text(protocol))
+
+    def _take(self, events: list[Any]) -> bool:
+        """Keep the messages among `events`; says whether the other side is closing."""
+        opcodes = self._opcode
+        for event in events:
+            opcode = event.opcode
+            if opcode is opcodes.BINARY and event.fin:
+                self._ready.append(event.data)
+            elif opcode is opcodes.BINARY or opcode is opcodes.CONT:
+                self._fragments.append(event.data)
+                if event.fin:
+                    self._ready.append(b"".join(self._fragments))
+                    self._fragments.clear()
+            elif opcode is opcodes.CLOSE:
+                return True
+        return False
+
+    def _pay(self) -> None:
+        """Send what is owed, unless somebody is writing: then they do it after their own message."""
+        while self._owed and self._writing.acquire(blocking=False):
+            try:
+                while self._owed:
+                    self._write(self._owed.popleft())
+            finally:
+                self._writing.release()
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self._socket.sendall(data)
+        except OSError as error:
+            raise LinkClosed(f"the connection broke: {error}") from error
+
+
+def _tune(sock: socket.socket) -> None:
+    """No delay for small messages, and an end to waiting for a machine that is gone."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", DEAD_PEER_S // 3),
+        ("TCP_KEEPINTVL", DEAD_PEER_S // 6),
+        ("TCP_KEEPCNT", 4),
+        ("TCP_USER_TIMEOUT", DEAD_PEER_S * 1000),
+    ):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _shake_hands(sock: socket.socket, protocol: ClientProtocol, token: str, deadline: float) -> list[Any]:
+    """The websocket handshake; gives the frames that came right behind the server's answer."""
+    from websockets.exceptions import InvalidStatus
+
+    request = protocol.connect()
+    request.headers["Authorization"] = f"Bearer {token}"
+    protocol.send_request(request)
+    sock.sendall(b"".join(protocol.data_to_send()))
+    while True:
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        data = sock.recv(65536)
+        if data:
+            protocol.receive_data(data)
+        else:
+            protocol.receive_eof()
+        refusal = protocol.handshake_exc
+        if isinstance(refusal, InvalidStatus):
+            response = refusal.response
+            raise LinkRefused(response.status_code, bytes(response.body).decode(errors="replace").strip())
+        if refusal is not None:
+            raise LinkClosed(f"the other side does not speak websocket: {refusal}") from refusal
+        events = protocol.events_received()
+        if events:
+            return events[1:]
+        if not data:
+            raise LinkClosed("the other side closed the connection during the handshake")
+
+
+def _closing_text(protocol: ClientProtocol) -> str:
+    close = protocol.close_rcvd
+    if protocol.parser_exc is not None:
+        return f"the other side broke the websocket protocol: {protocol.parser_exc}"
+    if close is None:
+        return "the connection is closed"
+    return f"the other side closed the connection (code {close.code}{': ' + close.reason if close.reason else ''})"
