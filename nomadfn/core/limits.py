@@ -1,0 +1,137 @@
+"""How much of everything there may be, and the words for what is over it.
+
+A check returns data, never raises: the caller of a `.map` is told to come back, the caller of a `.remote` gets
+the error, and both are decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nomadfn_agent import wire
+
+MIN_RETRY_AFTER_S = 0.05
+MAX_RETRY_AFTER_S = 10.0
+DEFAULT_RETRY_AFTER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of one cluster. Each is a setting `limits.<name of the field>`; counts are for one function."""
+
+    pending_inputs: int = 2_000
+    """Inputs of `.remote` and `.map` that wait for a container."""
+    total_inputs: int = 25_000
+    """Inputs of `.remote` and `.map` that wait or run."""
+    pending_spawns: int = 1_000_000
+    """Inputs of `.spawn` and `.spawn_map` that wait for a container."""
+    map_in_flight: int = 1_000
+    """Inputs of one `.map` that are submitted and whose results have not been read."""
+    map_share: float = 0.9
+    """The part of `pending_inputs` that maps may fill; the rest stays free for other calls."""
+    payload_bytes: int = 1 << 30
+    function_bytes: int = 16 << 20
+    web_requests_per_s: float = 200.0
+    web_burst_s: float = 5.0
+    retention_s: float = 7 * 86_400.0
+    """How long a spawn's result is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one function holds now."""
+
+    pending: int
+    """Inputs of `.remote` and `.map` that are not in a container."""
+    running: int
+    """Inputs of `.remote` and `.map` that are."""
+    pending_spawns: int
+    drained_per_s: float | None = None
+    """Inputs that the function finishes in a second, if that has been measured; for `retry_after_s` only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """Something is over a limit. `error` names the class of `nomadfn.exception` that says so to the caller."""
+
+    limit: str
+    value: int
+    maximum: int
+    message: str
+    retry_after_s: float = DEFAULT_RETRY_AFTER_S
+    error: str = "ResourceExhaustedError"
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """How many of the offered inputs are taken, from the first on; `excess` says why the others are not."""
+
+    count: int
+    excess: Excess | None = None
+
+
+def admit(limits: Limits, load: Load, kind: int, count: int) -> Admission:
+    """Take as many of `count` inputs of a call of `kind` (`wire.REMOTE`, …) as the function has room for."""
+    if kind in wire.DURABLE_KINDS:
+        room = limits.pending_spawns - load.pending_spawns
+        if count <= room:
+            return Admission(count)
+        return _refuse("pending_spawns", load.pending_spawns, limits.pending_spawns, room, count, load)
+    pending_limit = limits.pending_inputs
+    share = ""
+    if kind == wire.MAP:
+        pending_limit = int(limits.pending_inputs * limits.map_share)
+        share = f", of which maps may fill {pending_limit:,}"
+    total = load.pending + load.running
+    room_pending = pending_limit - load.pending
+    room_total = limits.total_inputs - total
+    if count <= min(room_pending, room_total):
+        return Admission(count)
+    if room_pending <= room_total:
+        return _refuse("pending_inputs", load.pending, limits.pending_inputs, room_pending, count, load, share)
+    return _refuse("total_inputs", total, limits.total_inputs, room_total, count, load)
+
+
+_WORDS = {
+    "pending_inputs": "inputs wait for a container of this function",
+    "total_inputs": "inputs of this function wait or run",
+    "pending_spawns": "spawned inputs of this function wait for a container",
+}
+
+
+def _refuse(limit: str, value: int, maximum: int, room: int, count: int, load: Load, share: str = "") -> Admission:
+    taken = max(0, min(room, count))
+    retry_after_s = _time_to_drain_s(count - taken, load.drained_per_s)
+    message = (
+        f"{value + taken:,} {_WORDS[limit]} and the limit is {maximum:,}{share}; "
+        f"try again in {retry_after_s:.2g} s, or raise the setting limits.{limit}"
+    )
+    return Admission(taken, Excess(limit, value + taken, maximum, message, retry_after_s))
+
+
+def _time_to_drain_s(count: int, drained_per_s: float | None) -> float:
+    if drained_per_s is None or drained_per_s <= 0:
+        return DEFAULT_RETRY_AFTER_S
+    return min(max(count / drained_per_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
+
+
+def check_payload(limits: Limits, size_bytes: int) -> Excess | None:
+    """A payload or a result of `size_bytes`; over the limit, trying again does not help."""
+    if size_bytes <= limits.payload_bytes:
+        return None
+    message = (
+        f"the payload has {size_bytes:,} bytes and the limit is {limits.payload_bytes:,}; pass a path or "
+        "an address in place of the data, or raise the setting limits.payload_bytes"
+    )
+    return Excess("payload_bytes", size_bytes, limits.payload_bytes, message, 0.0, "RequestSizeError")
+
+
+def check_function(limits: Limits, name: str, size_bytes: int) -> Excess | None:
+    """The pickle of function `name`, where no module can give it."""
+    if size_bytes <= limits.function_bytes:
+        return None
+    message = (
+        f"the pickled function {name} has {size_bytes:,} bytes and the limit is {limits.function_bytes:,}; "
+        "load large data inside the function instead of closing over it, or raise the setting limits.function_bytes"
+    )
+    return Excess("function_bytes", size_bytes, limits.function_bytes, message, 0.0, "InvalidError")
