@@ -1,0 +1,224 @@
+"""Sync and async, written once.
+
+Everything in the SDK that waits is one coroutine function which awaits nothing but `Pending` and `pause`.
+`run_sync` drives such a coroutine on the caller's thread, where waiting means blocking on a lock; `run_async`
+drives the same coroutine inside an event loop, where waiting means a future of that loop. `blocking` makes a
+method of it that has both forms: `f.remote(1)` and `await f.remote.aio(1)`.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Generator
+from types import TracebackType
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
+
+S = TypeVar("S")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Pending(Generic[T]):
+    """A value, or an error, that another thread will give. Once it is given it stays."""
+
+    __slots__ = ("_error", "_lock", "_value", "_wakers", "done")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self._wakers: list[Callable[[], None]] | None = None
+        self.done = False
+
+    def set(self, value: T) -> None:
+        """Give the value; only the first `set` or `fail` counts."""
+        if not self.done:
+            self._value = value
+            self._finish()
+
+    def fail(self, error: BaseException) -> None:
+        if not self.done:
+            self._error = error
+            self._finish()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until the value is there; False when it is not within `timeout_s` (None waits for ever)."""
+        if not self.done and self._lock.acquire(timeout=-1 if timeout_s is None else max(0.0, timeout_s)):
+            self._lock.release()
+        return self.done
+
+    def result(self) -> T:
+        """The value, or the error raised. Only once `done`."""
+        if self._error is not None:
+            raise self._error
+        return cast(T, self._value)
+
+    def within(self, timeout_s: float | None) -> Wait:
+        """`await pending.within(2.0)` waits so long at the most and says whether the value is there."""
+        return Wait(self, timeout_s)
+
+    def __await__(self) -> Generator[Wait, None, T]:
+        if not self.done:
+            yield Wait(self, None)
+        return self.result()
+
+    def _finish(self) -> None:
+        self.done = True
+        try:
+            self._lock.release()
+        except RuntimeError:  # two threads finished it at once: the first one's value stands
+            return
+        for waker in tuple(self._wakers or ()):
+            waker()
+
+    async def _in_loop(self, timeout_s: float | None) -> None:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            try:
+                loop.call_soon_threadsafe(_resolve, future)
+            except RuntimeError:  # the loop was closed; nobody waits any more
+                pass
+
+        if self._wakers is None:
+            self._wakers = []
+        self._wakers.append(wake)
+        try:
+            if self.done:
+                return
+            if timeout_s is None:
+                await future
+            else:
+                await asyncio.wait([future], timeout=timeout_s)
+        finally:
+            if wake in self._wakers:
+                self._wakers.remove(wake)
+
+
+def _resolve(future: Any) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class Wait:
+    """What a coroutine of ours gives to its driver: wait for this, so long at the most."""
+
+    __slots__ = ("pending", "timeout_s")
+
+    def __init__(self, pending: Pending[Any], timeout_s: float | None) -> None:
+        self.pending = pending
+        self.timeout_s = timeout_s
+
+    def __await__(self) -> Generator[Wait, None, bool]:
+        if not self.pending.done and self.timeout_s != 0:
+            yield self
+        return self.pending.done
+
+
+def pause(seconds: float) -> Wait:
+    """`await pause(0.5)` waits, in both worlds."""
+    return Wait(Pending(), seconds)
+
+
+def run_sync(coroutine: Coroutine[Any, None, T]) -> T:
+    """Run one of our coroutines to its end on this thread."""
+    try:
+        while True:
+            wait: Wait = coroutine.send(None)
+            try:
+                wait.pending.wait(wait.timeout_s)
+            except BaseException as error:  # Ctrl-C, most of all
+                coroutine.throw(error)
+                raise
+    except StopIteration as stop:
+        return cast(T, stop.value)
+    finally:
+        coroutine.close()
+
+
+async def run_async(coroutine: Coroutine[Any, None, T]) -> T:
+    """Run one of our coroutines inside the caller's event loop."""
+    try:
+        while True:
+            wait: Wait = coroutine.send(None)
+            try:
+                await wait.pending._in_loop(wait.timeout_s)
+            except BaseException as error:  # cancelled
+                coroutine.throw(error)
+                raise
+    except StopIteration as stop:
+        return cast(T, stop.value)
+    finally:
+        coroutine.close()
+
+
+class Verb(Generic[P, T]):
+    """A method that blocks when called and has its async form in `.aio`."""
+
+    __slots__ = ("_implementation", "_instance")
+
+    def __init__(self, implementation: Callable[..., Coroutine[Any, Any, T]], instance: Any) -> None:
+        self._implementation = implementation
+        self._instance = instance
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        return run_sync(self._implementation(self._instance, *args, **kwargs))
+
+    async def aio(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await run_async(self._implementation(self._instance, *args, **kwargs))
+
+
+class blocking(Generic[S, P, T]):
+    """Makes a method with a sync and an async form out of one coroutine function."""
+
+    def __init__(self, implementation: Callable[Concatenate[S, P], Coroutine[Any, Any, T]]) -> None:
+        self._implementation = implementation
+        self.__doc__ = implementation.__doc__
+
+    @overload
+    def __get__(self, instance: None, owner: type[S]) -> blocking[S, P, T]: ...
+
+    @overload
+    def __get__(self, instance: S, owner: type[S]) -> Verb[P, T]: ...
+
+    def __get__(self, instance: S | None, owner: type[S]) -> blocking[S, P, T] | Verb[P, T]:
+        return self if instance is None else Verb(self._implementation, instance)
+
+
+class Scope(Generic[T]):
+    """A context manager for `with` and `async with`, out of one `enter` and one `leave` coroutine."""
+
+    def __init__(
+        self,
+        enter: Callable[[], Coroutine[Any, Any, T]],
+        leave: Callable[[BaseException | None], Coroutine[Any, Any, None]],
+    ) -> None:
+        self._enter = enter
+        self._leave = leave
+
+    def __enter__(self) -> T:
+        return run_sync(self._enter())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        run_sync(self._leave(error))
+
+    async def __aenter__(self) -> T:
+        return await run_async(self._enter())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await run_async(self._leave(error))
+
+
+def in_event_loop() -> bool:
+    """Whether this thread is running an event loop, without importing asyncio to find out."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None
