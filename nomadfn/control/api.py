@@ -1,0 +1,423 @@
+"""The control service over HTTP, for people and for other languages: path and body in, JSON out.
+
+Each route is one operation of the service by its name; nothing is decided here. Every answer but a log is
+JSON, errors too: `{"error": {"kind": "NotFoundError", "message": "…"}}`, where `kind` is a class of
+`nomadfn.exception` or, for a function that raised, the name of its own exception beside a `traceback`.
+Results pass through as the JSON that the container wrote; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from nomadfn_agent import wire
+from nomadfn_agent.wire import payload
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from nomadfn import exception
+from nomadfn.control.http_server import ApiServer, serve_api
+
+__all__ = ["ApiServer", "Service", "create_api", "serve_api"]
+
+MAX_BODY_BYTES = 1024 * 1024
+BODY_TIMEOUT_S = 30.0
+"""How long a client may take to send a body."""
+WAIT_DEFAULT_S = 60.0
+WAIT_MAX_S = 600.0
+TAIL_DEFAULT = 100
+TAIL_MAX = 10_000
+BLOB_CHUNK_BYTES = 1024 * 1024
+
+STATUS_CODES: dict[type[exception.Error], int] = {
+    exception.InvalidError: 400,
+    exception.UnsupportedError: 400,
+    exception.SerializationError: 400,
+    exception.AuthError: 401,
+    exception.PermissionDeniedError: 403,
+    exception.NotFoundError: 404,
+    exception.OutputExpiredError: 404,
+    exception.AlreadyExistsError: 409,
+    exception.ConflictError: 409,
+    exception.RequestSizeError: 413,
+    exception.ResourceExhaustedError: 429,
+    exception.ServiceError: 503,
+    exception.TimeoutError: 504,
+    exception.Error: 500,
+}
+"""The status of each error; a class that is not here has that of the nearest class above it."""
+AUTOSCALER_FIELDS = {
+    "min_containers": "min_containers",
+    "max_containers": "max_containers",
+    "buffer_containers": "buffer_containers",
+    "scaledown_window": "scaledown_window_s",
+}
+
+
+class Service(Protocol):
+    """What the API needs of the control service. Every method but `follow_logs` raises `nomadfn.exception` errors."""
+
+    def identify(self, bearer: str | None) -> Any:
+        """Who holds this token. Raises `AuthError`."""
+        ...
+
+    async def perform(self, operation: str, body: dict[str, Any], identity: Any) -> Any: ...
+
+    def follow_logs(self, app: str, tail: int) -> AsyncGenerator[dict[str, Any]]:
+        """The last `tail` lines and then each new one: `{container, function, index, stream, text}`."""
+        ...
+
+
+_T = TypeVar("_T")
+
+
+def create_api(service: Service, *, blobs: str = "", max_body_bytes: int = MAX_BODY_BYTES) -> Starlette:
+    """The ASGI application over `service`.
+
+    `blobs` is the folder in which large results lie; `max_body_bytes` the largest body that is read.
+    """
+    api = _Api(service, blobs, max_body_bytes)
+    function = "/v1/apps/{app}/functions/{name}"
+    return Starlette(
+        routes=[
+            Route("/healthz", api.health),
+            Route("/v1/status", api.status),
+            Route("/v1/apps", api.list_apps),
+            Route("/v1/apps/{app}/stop", api.stop_app, methods=["POST"]),
+            Route("/v1/apps/{app}/logs", api.logs),
+            Route("/v1/functions", api.list_functions),
+            Route(function, api.explain_function),
+            Route(f"{function}/autoscaler", api.scale_function, methods=["PATCH"]),
+            Route(f"{function}/call", api.call_function, methods=["POST"]),
+            Route(f"{function}/spawn", api.spawn_function, methods=["POST"]),
+            Route("/v1/calls/{id}", api.call_info),
+            Route("/v1/calls/{id}/result", api.call_result),
+            Route("/v1/calls/{id}/cancel", api.cancel_call, methods=["POST"]),
+        ],
+        middleware=[Middleware(_TokenMiddleware, service=service)],
+        exception_handlers={
+            exception.Error: _on_error,
+            HTTPException: _on_http_exception,
+            ClientDisconnect: _on_disconnect,
+            Exception: _on_fault,
+        },
+    )
+
+
+class _Api:
+    """The handlers; each reads its path and body, performs one operation and says what came back."""
+
+    def __init__(self, service: Service, blobs: str, max_body_bytes: int) -> None:
+        self._service = service
+        self._blobs = blobs
+        self._max_body_bytes = max_body_bytes
+
+    async def health(self, request: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def status(self, request: Request) -> Response:
+        return _json(await self._perform(request, "status", {}))
+
+    async def list_apps(self, request: Request) -> Response:
+        return _json({"apps": await self._perform(request, "app.list", {})})
+
+    async def stop_app(self, request: Request) -> Response:
+        return _json(await self._perform(request, "app.stop", {"app_id": request.path_params["app"]}))
+
+    async def list_functions(self, request: Request) -> Response:
+        app = request.query_params.get("app")
+        return _json({"functions": await self._perform(request, "function.list", {"app": app} if app else {})})
+
+    async def explain_function(self, request: Request) -> Response:
+        return _json(await self._perform(request, "function.explain", dict(request.path_params)))
+
+    async def scale_function(self, request: Request) -> Response:
+        changes = await self._json_object(request)
+        body: dict[str, Any] = {}
+        for key, value in changes.items():
+            if key not in AUTOSCALER_FIELDS:
+                raise exception.InvalidError(f'unknown setting "{key}"; there are {", ".join(AUTOSCALER_FIELDS)}')
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise exception.InvalidError(f"{key} must be a number or null, not {json.dumps(value)[:80]}")
+            body[AUTOSCALER_FIELDS[key]] = value
+        if not body:
+            raise exception.InvalidError(f"nothing to change: the body names one of {', '.join(AUTOSCALER_FIELDS)}")
+        found = await self._perform(request, "function.explain", dict(request.path_params))
+        return _json(await self._perform(request, "function.scale", {"function_id": found["function_id"], **body}))
+
+    async def call_function(self, request: Request) -> Response:
+        """Runs the function and waits for its result, up to `?wait_s=`; then 202 with the call to ask for."""
+        wait_s = _number(request, "wait_s", WAIT_DEFAULT_S, WAIT_MAX_S)
+        body = {**request.path_params, "payload": await self._arguments(request), "wait_s": wait_s}
+        outcome = await _unless_gone(request, self._perform(request, "call.json", body))
+        if outcome.get("pending"):
+            return _pending(outcome["call"])
+        return await self._result(outcome["status"], outcome["payload"], outcome["codec"])
+
+    async def spawn_function(self, request: Request) -> Response:
+        body = {**request.path_params, "payload": await self._arguments(request)}
+        outcome = await self._perform(request, "call.spawn_json", body)
+        return _json(outcome, 202, {"Location": f"/v1/calls/{outcome['call']}/result"})
+
+    async def call_info(self, request: Request) -> Response:
+        return _json(await self._perform(request, "call.info", {"call": request.path_params["id"]}))
+
+    async def call_result(self, request: Request) -> Response:
+        """The result of one input, `?index=` (0 is the first), once it is there within `?wait_s=`; else 202."""
+        call = request.path_params["id"]
+        index = int(_number(request, "index", 0, math.inf, whole=True))
+        wait_s = _number(request, "wait_s", 0.0, 30.0)
+        body = {"call": call, "first": index, "count": 1, "wait_s": wait_s}
+        found = await _unless_gone(request, self._perform(request, "call.outputs", body))
+        if found["indexes"]:
+            return await self._result(found["statuses"][0], found["payloads"][0], found["codec"])
+        if found["closed"] and found["num_inputs"] is not None and index >= found["num_inputs"]:
+            raise exception.NotFoundError(f"call {call} has {found['num_inputs']} inputs, so none with index {index}")
+        return _pending(call)
+
+    async def cancel_call(self, request: Request) -> Response:
+        body = await self._json_object(request)
+        terminate = body.pop("terminate_containers", False)
+        if body or not isinstance(terminate, bool):
+            raise exception.InvalidError('the body is empty or {"terminate_containers": true}')
+        cancel = {"call": request.path_params["id"], "terminate_containers": terminate}
+        return _json(await self._perform(request, "call.cancel", cancel))
+
+    async def logs(self, request: Request) -> Response:
+        """Lines of text, or with `?format=json` one JSON object a line; `?follow=1` goes on until the app ends."""
+        app = request.path_params["app"]
+        tail = int(_number(request, "tail", TAIL_DEFAULT, TAIL_MAX, whole=True))
+        form = _choice(request, "format", {"text": _text_line, "json": _json_line}, _text_line)
+        follow = _choice(request, "follow", {"0": False, "1": True, "false": False, "true": True}, False)
+        media_type = "application/x-ndjson" if form is _json_line else "text/plain"
+        recent = await self._perform(request, "app.logs", {"app": app, "tail": 0 if follow else tail})
+        if not follow:
+            return Response(b"".join(map(form, recent["lines"])), media_type=media_type)
+
+        async def lines() -> AsyncIterator[bytes]:
+            async with aclosing(self._service.follow_logs(app, tail)) as source:
+                async for line in source:
+                    yield form(line)
+
+        return StreamingResponse(lines(), media_type=media_type)
+
+    async def _perform(self, request: Request, operation: str, body: dict[str, Any]) -> Any:
+        return await self._service.perform(operation, body, request.state.identity)
+
+    async def _arguments(self, request: Request) -> bytes:
+        """The body of a call, checked: `{"args": [...], "kwargs": {...}}`, both may be left out."""
+        form = 'the body of a call is {"args": [...], "kwargs": {...}}'
+        body = await self._json_object(request)
+        args, kwargs = body.pop("args", []), body.pop("kwargs", {})
+        if body:
+            raise exception.InvalidError(f'unknown key "{next(iter(body))}"; {form}')
+        if not isinstance(args, list) or not isinstance(kwargs, dict):
+            raise exception.InvalidError(f'"args" must be a list and "kwargs" an object; {form}')
+        return msgspec.json.encode({"args": args, "kwargs": kwargs})
+
+    async def _json_object(self, request: Request) -> dict[str, Any]:
+        """The body as a JSON object; an empty body is an empty object."""
+        data = await self._read_body(request)
+        if not data.strip():
+            return {}
+        try:
+            body = json.loads(data)
+        except RecursionError:
+            raise exception.InvalidError("the body is not valid JSON: it is nested too deeply") from None
+        except ValueError as error:
+            raise exception.InvalidError(f"the body is not valid JSON: {error}") from None
+        if not isinstance(body, dict):
+            raise exception.InvalidError(f"the body must be a JSON object, not {type(body).__name__}")
+        return body
+
+    async def _read_body(self, request: Request) -> bytes:
+        declared = request.headers.get("content-length", "0")
+        body = bytearray()
+        if int(declared) <= self._max_body_bytes:
+            try:
+                async with asyncio.timeout(BODY_TIMEOUT_S):
+                    async for chunk in request.stream():
+                        body += chunk
+                        if len(body) > self._max_body_bytes:
+                            break
+                    else:
+                        return bytes(body)
+            except TimeoutError:
+                raise HTTPException(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+        raise exception.RequestSizeError(
+            f"the body is over {self._max_body_bytes:,} bytes, the setting max_body_bytes of the control service; "
+            "raise it, or call the function from Python, where large arguments travel out of band"
+        )
+
+    async def _result(self, status: int, data: bytes, codec: int) -> Response:
+        """One output as a response; `data` is passed on unread but for errors, which are msgpack of ours."""
+        if status & wire.REF:
+            return await self._large_result(status & ~wire.REF, payload.decode_ref(data), codec)
+        if status == wire.FAILURE:
+            failure = payload.decode_failure(data)
+            kind = getattr(exception, failure.error, exception.InternalError)
+            return _error(failure.error, failure.message, _status_of(kind))
+        if status == wire.EXCEPTION:
+            raised = payload.decode_raised(data)
+            return _error(raised.type_name, raised.text, 500, traceback=raised.traceback)
+        _refuse_pickle(codec)
+        return _json({"result": msgspec.Raw(data)})
+
+    async def _large_result(self, status: int, ref: payload.BlobRef, codec: int) -> Response:
+        """An output that lies in the blob folder; it is streamed, whatever its size."""
+        path = payload.blob_path(self._blobs, ref.name)
+        if not os.path.exists(path):
+            raise exception.OutputExpiredError("the result was kept for its time and is gone; call the function again")
+        if status != wire.OK:
+            return await self._result(status, await asyncio.to_thread(payload.read_blob, self._blobs, ref), codec)
+        _refuse_pickle(codec)
+
+        async def body() -> AsyncIterator[bytes]:
+            with open(path, "rb") as file:
+                yield b'{"result":'
+                while chunk := await asyncio.to_thread(file.read, BLOB_CHUNK_BYTES):
+                    yield chunk
+                yield b"}"
+
+        return StreamingResponse(body(), media_type="application/json")
+
+
+class _TokenMiddleware:
+    """No token, no answer, whatever the path; `/healthz` alone is open."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] != "/healthz":
+            scheme, _, token = Request(scope).headers.get("authorization", "").partition(" ")
+            bearer = token.strip() if scheme.lower() == "bearer" else None
+            try:
+                scope.setdefault("state", {})["identity"] = self._service.identify(bearer or None)
+            except exception.Error as error:
+                await _error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """What `work` gives, cancelled when the client hangs up before."""
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return await working
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _refuse_pickle(codec: int) -> None:
+    if codec != wire.JSON:
+        raise exception.InvalidError(
+            "this call was made from Python and its result is a Python object, not JSON; "
+            "read it with nomadfn.FunctionCall.from_id"
+        )
+
+
+def _number(request: Request, name: str, default: float, maximum: float, *, whole: bool = False) -> float:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    try:
+        value = int(text) if whole else float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= maximum:
+        kind = "a whole number" if whole else "a number"
+        bounds = f"from 0 to {maximum:g}" if math.isfinite(maximum) else "of 0 or more"
+        raise exception.InvalidError(f"?{name}= must be {kind} {bounds}, not {text[:80]!r}")
+    return value
+
+
+def _choice(request: Request, name: str, choices: dict[str, _T], default: _T) -> _T:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if text not in choices:
+        raise exception.InvalidError(f"?{name}= must be one of {', '.join(choices)}, not {text[:80]!r}")
+    return choices[text]
+
+
+def _text_line(line: dict[str, Any]) -> bytes:
+    mark = f"{line['function']}#{line['index']} │ " if line["function"] else ""
+    return f"{mark}{line['text'].rstrip(chr(10))}\n".encode(errors="replace")
+
+
+def _json_line(line: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(line) + b"\n"
+
+
+def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, headers, "application/json")
+
+
+def _pending(call: str) -> Response:
+    return _json({"call": call, "pending": True}, 202, {"Location": f"/v1/calls/{call}/result"})
+
+
+def _error(kind: str, message: str, status: int, headers: dict[str, str] | None = None, **more: str) -> Response:
+    return _json({"error": {"kind": kind, "message": message, **more}}, status, headers)
+
+
+def _status_of(kind: type[BaseException]) -> int:
+    return next((STATUS_CODES[base] for base in kind.__mro__ if base in STATUS_CODES), 500)
+
+
+def _error_response(error: exception.Error) -> Response:
+    headers = {}
+    if isinstance(error, exception.ResourceExhaustedError):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, exception.AuthError):
+        headers["WWW-Authenticate"] = "Bearer"
+    return _error(type(error).__name__, str(error), _status_of(type(error)), headers)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, exception.Error)
+    return _error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """What Starlette itself refuses, and bodies that come too slowly."""
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path}"
+    kind, message = {
+        404: ("NotFoundError", f"there is nothing at {where}"),
+        405: ("InvalidError", f"{where} is not offered; use {(error.headers or {}).get('Allow', 'another method')}"),
+    }.get(error.status_code, ("InvalidError", error.detail))
+    return _error(kind, message, error.status_code, dict(error.headers or {}))
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    """A fault of ours: Starlette raises it again after this answer, so that it stands in the service's log."""
+    return _error("InternalError", "a fault of nomadfn; the control service's log has the details", 500)

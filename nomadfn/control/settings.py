@@ -1,0 +1,255 @@
+"""The settings of a control service: defaults, then `nomadfn.toml`, then the environment, then flags.
+
+One name everywhere. `capacity` is `capacity = 4` under `[control]` in the file, `NOMADFN_CAPACITY=4` in the
+environment and `--capacity 4` as a flag; `limits.pending_inputs` stands under `[limits]`, and is
+`NOMADFN_LIMITS_PENDING_INPUTS` in the environment. A wrong value is refused with its source and what is accepted.
+The token is never in the file nor a flag: `NOMADFN_TOKEN`, or the file `token` in the data folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import math
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from nomadfn.core.limits import Limits
+from nomadfn.exception import InvalidError
+
+CONFIG_NAME = "nomadfn.toml"
+TOKEN_FILE = "token"
+TOKEN_PATTERN = re.compile(r"nf_[A-Za-z0-9_-]{16,}")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What one control service runs with; every field but `token` is a setting by its name."""
+
+    data_dir: Path
+    """Where everything that lasts lies; the user's data folder by default."""
+    host: str = "127.0.0.1"
+    port: int = 0
+    """Of the HTTP API; 0 takes a free one."""
+    data_port: int = 0
+    """Of the websocket listener; 0 takes a free one."""
+    capacity: int | None = None
+    """Containers that may run at once on this machine; None is one a core."""
+    insecure_plaintext: bool = False
+    """Serve on a host that is not loopback without TLS."""
+    max_body_bytes: int = 1024 * 1024
+    """The largest body of an HTTP request."""
+    limits: Limits = field(default_factory=Limits)
+    token: str = field(default="", repr=False)
+    """From NOMADFN_TOKEN; empty: the one in the data folder, made when there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a setting accepts: `parse` takes a string or a TOML value and raises ValueError."""
+
+    accepted: str
+    parse: Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    name: str
+    value: Any
+    source: str
+
+
+def load_settings(
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] = os.environ,
+    folder: Path | None = None,
+) -> Settings:
+    """The settings in force. `flags` maps names to values, None for a flag that was not given.
+
+    `nomadfn.toml` is read from `folder` (the working directory by default), or from where NOMADFN_CONFIG says.
+    Raises `InvalidError` for a wrong value, an unknown name in the file, or a file that cannot be read.
+    """
+    values: dict[str, Any] = {}
+    for given in (*_from_file(environ, folder or Path.cwd()), *_from_environ(environ), *_from_flags(flags or {})):
+        values[given.name] = _parsed(given)
+    limits = {name.removeprefix("limits."): values.pop(name) for name in list(values) if name.startswith("limits.")}
+    values.setdefault("data_dir", default_data_dir())
+    settings = Settings(**values, limits=Limits(**limits), token=_token(environ))
+    _check_together(settings)
+    return settings
+
+
+def default_data_dir() -> Path:
+    """The user's own data folder, as the platform has it."""
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("nomadfn", appauthor=False))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`. A name other than `localhost` is taken to be reachable."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _whole(minimum: int, maximum: int) -> _Kind:
+    def parse(value: Any) -> int:
+        if isinstance(value, bool | float):
+            raise ValueError
+        return int(value.replace("_", "") if isinstance(value, str) else value)
+
+    return _Kind(f"a whole number from {minimum:,} to {maximum:,}", _bounded(parse, minimum, maximum))
+
+
+def _number(minimum: float, maximum: float) -> _Kind:
+    def parse(value: Any) -> float:
+        if isinstance(value, bool):
+            raise ValueError
+        return float(value)
+
+    return _Kind(f"a number from {minimum:g} to {maximum:g}", _bounded(parse, minimum, maximum))
+
+
+def _bounded(parse: Callable[[Any], float], minimum: float, maximum: float) -> Callable[[Any], float]:
+    def checked(value: Any) -> float:
+        number = parse(value)
+        if not (math.isfinite(number) and minimum <= number <= maximum):
+            raise ValueError
+        return number
+
+    return checked
+
+
+def _parse_flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[str(value).lower()]
+
+
+def _parse_host(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9.:\[\]_-]+", value):
+        raise ValueError
+    return value
+
+
+def _parse_folder(value: Any) -> Path:
+    if isinstance(value, Path):
+        return value.absolute()
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError
+    return Path(value).expanduser().absolute()
+
+
+_COUNT = _whole(1, 1_000_000_000)
+_PORT = _whole(0, 65_535)
+_KINDS: dict[str, _Kind] = {
+    "data_dir": _Kind("the path of a folder", _parse_folder),
+    "host": _Kind("a host name or an address", _parse_host),
+    "port": _PORT,
+    "data_port": _PORT,
+    "capacity": _whole(1, 4096),
+    "insecure_plaintext": _Kind("true or false", _parse_flag),
+    "max_body_bytes": _whole(1024, 1 << 30),
+    "limits.pending_inputs": _COUNT,
+    "limits.total_inputs": _COUNT,
+    "limits.pending_spawns": _COUNT,
+    "limits.map_in_flight": _COUNT,
+    "limits.map_share": _number(0.01, 1.0),
+    "limits.payload_bytes": _whole(1024, 1 << 40),
+    "limits.function_bytes": _whole(1024, 1 << 30),
+    "limits.web_requests_per_s": _number(0.001, 1e9),
+    "limits.web_burst_s": _number(0.001, 3600.0),
+    "limits.retention_s": _number(1.0, 3650 * 86_400.0),
+}
+assert {name.partition(".")[2] for name in _KINDS if "." in name} == {one.name for one in fields(Limits)}
+
+
+def _parsed(given: _Given) -> Any:
+    kind = _KINDS[given.name]
+    try:
+        return kind.parse(given.value)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        raise InvalidError(
+            f"{given.name} = {given.value!r} (from {given.source}) is not accepted; give {kind.accepted}"
+        ) from None
+
+
+def _from_file(environ: Mapping[str, str], folder: Path) -> Iterator[_Given]:
+    named = environ.get("NOMADFN_CONFIG")
+    path = Path(named).expanduser() if named else folder / CONFIG_NAME
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        if named:
+            raise InvalidError(f"there is no file {path}, which NOMADFN_CONFIG names") from None
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidError(f"{path} cannot be read: {error}") from None
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidError(f"{path} is not valid TOML: {error}") from None
+    for section in ("control", "limits"):
+        table = content.get(section, {})
+        if not isinstance(table, dict):
+            raise InvalidError(f"{path}: {section} must be a table, [{section}]")
+        for key, value in table.items():
+            name = f"limits.{key}" if section == "limits" else key
+            _refuse_unknown(name, path)
+            yield _Given(name, value, str(path))
+
+
+def _refuse_unknown(name: str, path: Path) -> None:
+    if name == "token":
+        raise InvalidError(f"{path}: a token does not belong in this file; put it into NOMADFN_TOKEN")
+    if name not in _KINDS:
+        close = difflib.get_close_matches(name, _KINDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_KINDS)}"
+        raise InvalidError(f"{path}: there is no setting {name}; {hint}")
+
+
+def _from_environ(environ: Mapping[str, str]) -> Iterator[_Given]:
+    for name in _KINDS:
+        variable = f"NOMADFN_{name.replace('.', '_').upper()}"
+        if environ.get(variable):
+            yield _Given(name, environ[variable], f"the environment variable {variable}")
+
+
+def _from_flags(flags: Mapping[str, Any]) -> Iterator[_Given]:
+    for name, value in flags.items():
+        if value is not None:
+            yield _Given(name, value, f"--{name.replace('_', '-')}")
+
+
+def _token(environ: Mapping[str, str]) -> str:
+    token = environ.get("NOMADFN_TOKEN", "")
+    if token and not TOKEN_PATTERN.fullmatch(token):
+        raise InvalidError(
+            "NOMADFN_TOKEN is not a token: it starts with nf_ and has at least 16 letters, digits, - or _ behind it; "
+            "leave it unset and one is made in the data folder"
+        )
+    return token
+
+
+def _check_together(settings: Settings) -> None:
+    if settings.port and settings.port == settings.data_port:
+        raise InvalidError(f"port and data_port are both {settings.port}; give two ports, or 0 for a free one")
+    if is_loopback(settings.host):
+        return
+    if not settings.token and not (settings.data_dir / TOKEN_FILE).exists():
+        raise InvalidError(
+            f"host = {settings.host!r} can be reached from other machines, and there is no token; "
+            "set NOMADFN_TOKEN, or leave host at 127.0.0.1"
+        )
+    if not settings.insecure_plaintext:
+        raise InvalidError(
+            f"host = {settings.host!r} can be reached from other machines, and tokens and data would cross the network "
+            "unencrypted; put a TLS proxy before a loopback host, or accept that with --insecure-plaintext"
+        )
