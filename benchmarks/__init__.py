@@ -1,0 +1,1 @@
+"""nomadfn measured beside `ProcessPoolExecutor`, in turn in one run: `python -m benchmarks.run`."""
