@@ -7,7 +7,7 @@ What `share` holds to:
 - Containers that only wait like that do not count, up to the capacity once more: programs that fan out keep
   their cores busy, and programs that do nothing but wait do not fill the machine.
 - All else is fair: `min_containers` first, then work, then buffers, each filled from the lowest up.
-- A function over its share gives containers back only when another one lacks them.
+- A function over its share gives containers back only when another one lacks them, and never its `min_containers`.
 """
 
 from __future__ import annotations
