@@ -1,0 +1,1 @@
+"""The pure core: queue, pool and policies. No clock, no randomness, no I/O; `now` is an argument."""

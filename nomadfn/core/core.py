@@ -1,0 +1,291 @@
+"""The core as the control service uses it: commands in, effects and records out.
+
+    every event → its method, which changes the state at once
+    settle()    → dispatches, scales, and returns the effects to carry out
+    records     → what the journal has to hold; effects that depend on them come out of `durable(number)`
+    tick()      → the same for what happens by the passing of time alone
+
+`now` is in seconds on one clock that never goes back while this core lives: unix time when the service
+started, plus the time since. A restart may see an earlier or later one; times in records are only compared
+with it, so a clock that was set makes results stay longer or shorter, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from nomadfn_agent import wire
+
+from ..exception import InvalidError, NotFoundError
+from . import apps, calls, pool, records, scaling
+from .effects import Effect
+from .limits import Limits
+from .model import COMMITTING, DELAYED, STOPPING, WAKE, App, Container, Function, Session
+from .state import Commit, State, check_invariants, finish
+
+TICK_BUSY_S = 0.02
+TICK_IDLE_S = 0.25
+
+
+class Core:
+    """One shard's queues, pools and policies. Deterministic: the same events give the same effects."""
+
+    def __init__(
+        self, limits: Limits | None = None, *, epoch: int = 0, capacity: int | None = None, capacity_reason: str = ""
+    ) -> None:
+        self.state = State(limits or Limits(), epoch=epoch, capacity=capacity, capacity_reason=capacity_reason)
+        self._next_sweep = 0.0
+
+    # Sessions
+
+    def open_session(self, id: str, parent: str = "", seen: int = 0) -> bool:
+        """A client connects; `seen` is the number of the last result it has. True when the session was known."""
+        return apps.open_session(self.state, id, parent, seen)
+
+    def detach_session(self, now: float, id: str) -> None:
+        apps.detach_session(self.state, now, id)
+
+    def end_session(self, now: float, id: str) -> None:
+        session = self.state.sessions.get(id)
+        if session is not None:
+            apps.end_session(self.state, now, session)
+
+    def acknowledge(self, id: str, number: int) -> None:
+        session = self.state.sessions.get(id)
+        if session is not None:
+            calls.acknowledge(self.state, session, number)
+
+    # Apps
+
+    def start_app(self, now: float, id: str, spec: wire.AppSpec, session: str) -> dict[str, str]:
+        """Start an ephemeral app, or say again that it is there; returns function ids by name."""
+        app, _ = apps.put_app(self.state, now, id, spec, session=session)
+        return {name: function.id for name, function in app.functions.items()}
+
+    def deploy(self, now: float, id: str, spec: wire.AppSpec, version: int) -> tuple[dict[str, str], list[str]]:
+        """Put a deployed app in force; returns function ids by name, and the functions that changed."""
+        app, changed = apps.put_app(self.state, now, id, spec, deployed=True)
+        app.version = version
+        return {name: function.id for name, function in app.functions.items()}, changed
+
+    def restore_app(self, now: float, id: str, spec: wire.AppSpec, session: str, deployed: bool, version: int) -> None:
+        """Bring back an app after a restart. The session of an ephemeral one is away until it comes back."""
+        if session and session not in self.state.sessions:
+            apps.open_session(self.state, session, "", 0)
+            apps.detach_session(self.state, now, session)
+        app, _ = apps.put_app(self.state, now, id, spec, session=session, deployed=deployed)
+        app.version = version
+
+    def detach_app(self, id: str) -> None:
+        app = self._app(id)
+        session = self.state.sessions.get(app.session)
+        if session is not None:
+            session.apps.discard(id)
+        app.session = ""
+
+    def stop_app(self, now: float, id: str) -> int:
+        """Stop an app; returns how many inputs were cancelled. `AppGone` follows when its containers are gone."""
+        return apps.stop_app(self.state, now, self._app(id), "its app was stopped")
+
+    def override(self, function_id: str, settings: dict[str, int | float | None]) -> wire.AutoscalerSettings:
+        return apps.override(self.state, self.function(function_id), settings)
+
+    def _app(self, id: str) -> App:
+        app = self.state.apps.get(id)
+        if app is None:
+            raise NotFoundError(f"no app {id} is running here; `nomadfn app list` shows those that are")
+        return app
+
+    def function(self, id: str) -> Function:
+        function = self.state.functions.get(id)
+        if function is None:
+            raise NotFoundError(f"no function {id} is running here; `nomadfn function list` shows those that are")
+        return function
+
+    # Calls
+
+    def submit(self, now: float, session_id: str, submission: calls.Submission) -> None:
+        calls.submit(self.state, now, self.session(session_id), submission)
+
+    def session(self, id: str) -> Session:
+        session = self.state.sessions.get(id)
+        if session is None:
+            raise InvalidError(f"session {id} was ended; connect again")
+        return session
+
+    def close_call(self, now: float, id: str, total: int) -> None:
+        calls.close(self.state, now, calls.find_durable(self.state, now, id), total)
+
+    def cancel_call(self, now: float, id: str, *, terminate: bool = False) -> int:
+        """Cancel what has no result yet; returns how many. An unknown call that is not durable has nothing left."""
+        call = self.state.calls.get(id)
+        if call is None:
+            call = calls.find_durable(self.state, now, id)
+        return calls.cancel(self.state, now, call, terminate=terminate)
+
+    # Containers
+
+    def container_ready(self, now: float, id: str, slots: int = 1) -> None:
+        container = self.state.containers.get(id)
+        if container is not None:
+            pool.ready(self.state, now, container, slots)
+
+    def container_start_failed(self, now: float, id: str, text: str) -> None:
+        container = self.state.containers.get(id)
+        if container is not None:
+            pool.start_failed(self.state, now, container, text)
+
+    def container_lost(self, now: float, id: str, what: str, tail: str = "") -> None:
+        container = self.state.containers.get(id)
+        if container is not None:
+            pool.lost(self.state, now, container, what, tail)
+
+    def outputs(
+        self, now: float, id: str, deliveries: list[int], statuses: list[int], payloads: list[bytes], run_ns: int
+    ) -> None:
+        container = self.state.containers.get(id)
+        if container is not None:
+            pool.take_outputs(self.state, now, container, deliveries, statuses, payloads, run_ns)
+
+    def returned(self, now: float, id: str, deliveries: list[int]) -> None:
+        container = self.state.containers.get(id)
+        if container is not None:
+            pool.give_back(self.state, now, container, deliveries)
+
+    def container(self, id: str) -> Container | None:
+        return self.state.containers.get(id)
+
+    # Time
+
+    def settle(self, now: float) -> list[Effect]:
+        """Dispatch and scale what changed; returns everything that is to be done now, in order."""
+        state = self.state
+        if state.dirty:
+            for function in list(state.dirty.values()):
+                pool.dispatch(state, now, function)
+            scaling.scale(state, now)
+            state.dirty.clear()
+        calls.flush_results(state)
+        calls.flush_settled(state)
+        effects, state.effects = state.effects, []
+        return effects
+
+    def tick(self, now: float) -> float:
+        """Let time pass; returns the seconds until it has to be called again. `settle` comes after it."""
+        state = self.state
+        busy = False
+        for function in list(state.active.values()):
+            self._wake_delayed(now, function)
+            if function.running_inputs or function.containers:
+                for container in list(function.containers.values()):
+                    if container.state != STOPPING:
+                        pool.watch(state, now, container)
+            busy = busy or bool(function.running_inputs or function.waiting_inputs)
+            if function.next_decision <= now:
+                state.dirty[function.id] = function
+        if now >= self._next_sweep:
+            self._next_sweep = now + TICK_IDLE_S
+            apps.end_away_sessions(state, now)
+            apps.sweep(state, now)
+            calls.expire(state, now)
+        return TICK_BUSY_S if busy else TICK_IDLE_S
+
+    def _wake_delayed(self, now: float, function: Function) -> None:
+        due = function.queue.next_due
+        if due is None or due > now:
+            return
+        for one in function.queue.due(now):
+            if one.state == DELAYED:
+                one.move(WAKE)
+                function.queue.add(one.call.caller, one.call.priority, [one])
+        self.state.touch(function)
+
+    # What survives
+
+    def take_records(self) -> tuple[list[records.Record], int]:
+        """The records made since the last time, and the number of the last of them."""
+        taken, self.state.records = self.state.records, []
+        return taken, self.state.record_number
+
+    def durable(self, now: float, number: int) -> None:
+        """The journal has every record up to `number`: what waited for that comes out of the next `settle`."""
+        state = self.state
+        state.durable_number = number
+        while state.withheld and state.withheld[0][0] <= number:
+            effect = state.withheld.popleft()[1]
+            if isinstance(effect, Commit):
+                calls.commit(state, now, effect)
+            else:
+                state.effects.append(effect)
+
+    def replay(self, segment: Iterable[records.Record]) -> None:
+        """Apply records of the journal to a state that has served nobody yet."""
+        for record in segment:
+            self._apply(record)
+
+    def _apply(self, record: records.Record) -> None:
+        state = self.state
+        match record:
+            case records.Submitted():
+                calls.replay_submitted(state, record, self._function_or_placeholder(record.function))
+            case records.Closed():
+                if (call := state.calls.get(record.call)) is not None:
+                    calls.apply_close(state, record.at, call, record.total)
+            case records.Cancelled():
+                if (call := state.calls.get(record.call)) is not None:
+                    calls.apply_cancel(state, record.at, call, terminate=False)
+            case records.Finished():
+                self._apply_finished(record)
+            case records.Forgotten():
+                calls.forget(state, record.calls)
+
+    def _function_or_placeholder(self, id: str) -> Function:
+        function = self.state.functions.get(id)
+        if function is None:
+            app, _, name = id.partition("/")
+            function = self.state.functions[id] = Function(id, app, wire.FunctionSpec(name=name))
+        return function
+
+    def _apply_finished(self, record: records.Finished) -> None:
+        call = self.state.calls.get(record.call)
+        if call is None:
+            return
+        for index, status, payload in zip(record.indexes, record.statuses, record.payloads, strict=True):
+            one = call.get(index)
+            if one is not None and one.state < COMMITTING:
+                finish(self.state, record.at, one, status, payload)
+        self.state.settled.pop(call.id, None)
+        calls.commit(self.state, record.at, Commit(call, record.indexes))
+
+    def end_replay(self, now: float) -> None:
+        """Make the replayed state the one to serve from: what was visible is, what was open goes on."""
+        state = self.state
+        state.records.clear()
+        state.effects.clear()
+        state.withheld.clear()
+        known = {function.id for app in state.apps.values() for function in app.functions.values()}
+        for call in list(state.calls.values()):
+            if call.finished or call.function.id in known:
+                if call.total < 0 and call.caller in state.sessions:
+                    state.sessions[call.caller].calls[call.id] = call
+                elif call.total < 0:
+                    calls.close(state, now, call, call.accepted)
+                continue
+            calls.close(state, now, call, call.accepted)
+            calls.cancel(state, now, call)
+        for id in [id for id in state.functions if id not in known]:
+            for table in (state.functions, state.dirty, state.active):
+                table.pop(id, None)
+        expiring = sorted((call.finished_at, call.id) for call in state.calls.values() if call.finished)
+        state.expiring.clear()
+        state.expiring.extend(expiring)
+
+    def snapshot(self) -> Iterator[records.Record]:
+        """Records that bring back every durable call as it is now."""
+        for call in list(self.state.calls.values()):
+            if call.durable:
+                yield from records.records_of(call)
+
+    def check_invariants(self) -> None:
+        """Raises `InternalError` for anything that must not be; for tests and simulation."""
+        check_invariants(self.state)

@@ -1,0 +1,313 @@
+"""What the core knows: inputs, calls, sessions, functions and containers.
+
+An input goes through these states; any other step is a fault and raises with what is known of the input.
+
+    event      from                          to
+    DISPATCH   PENDING                       RUNNING
+    REQUEUE    RUNNING                       PENDING      recalled, or its container was lost
+    RETRY      RUNNING                       DELAYED      it raised and has retries left
+    WAKE       DELAYED                       PENDING
+    FINISH     PENDING  RUNNING  DELAYED     DONE
+    SETTLE     PENDING  RUNNING  DELAYED     COMMITTING   the result of a spawn, seen but not yet durable
+    COMMIT     COMMITTING                    DONE
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from nomadfn_agent import wire
+
+from ..exception import InternalError
+from .queue import FunctionQueue
+
+PENDING, RUNNING, DELAYED, COMMITTING, DONE = range(5)
+STATE_NAMES = ("pending", "running", "delayed", "committing", "done")
+
+DISPATCH, REQUEUE, RETRY, WAKE, FINISH, SETTLE, COMMIT = range(7)
+EVENT_NAMES = ("dispatch", "requeue", "retry", "wake", "finish", "settle", "commit")
+_NO = -1
+_NEXT = (
+    (RUNNING, _NO, _NO, _NO, _NO),
+    (_NO, PENDING, _NO, _NO, _NO),
+    (_NO, DELAYED, _NO, _NO, _NO),
+    (_NO, _NO, PENDING, _NO, _NO),
+    (DONE, DONE, DONE, _NO, _NO),
+    (COMMITTING, COMMITTING, COMMITTING, _NO, _NO),
+    (_NO, _NO, _NO, DONE, _NO),
+)
+NO_DEADLINE = float("inf")
+
+STARTING, READY, DRAINING, STOPPING = range(4)
+CONTAINER_STATES = ("starting", "ready", "draining", "stopping")
+
+
+class Input(msgspec.Struct, eq=False, gc=False):
+    """One input; once it is done, `payload` is its output and `status` says of what kind."""
+
+    call: Call
+    index: int
+    payload: bytes
+    codec: int
+    deadline: float = NO_DEADLINE
+    state: int = PENDING
+    status: int = -1
+    delivery: int = 0
+    retries: int = 0
+    losses: int = 0
+    suspect: bool = False
+    """It was in a container that was lost: it runs alone until it has a result."""
+
+    def move(self, event: int) -> None:
+        """Take one step of the table above."""
+        state = _NEXT[event][self.state]
+        if state == _NO:
+            raise InternalError(
+                f"input {self.index} of {self.call.id} cannot {EVENT_NAMES[event]} while {STATE_NAMES[self.state]} "
+                f"(delivery {self.delivery}, {self.retries} retries, {self.losses} losses, suspect={self.suspect})"
+            )
+        self.state = state
+
+
+class Call(msgspec.Struct, eq=False, gc=False):
+    """One `.remote`, `.map` or `.spawn`. A call of one input keeps it in `single`, without a table."""
+
+    id: str
+    kind: int
+    function: Function
+    caller: str
+    """The session that fairness counts it for."""
+    priority: int = 0
+    created: float = 0.0
+    accepted: int = 0
+    """Durable calls: inputs 0 … accepted-1 are known."""
+    total: int = -1
+    """How many inputs there are, once that is known."""
+    done: int = 0
+    """Durable calls: how many results are durable."""
+    finished_at: float = 0.0
+    cancelled: bool = False
+    single: Input | None = None
+    table: dict[int, Input] | None = None
+
+    @property
+    def durable(self) -> bool:
+        return self.kind >= wire.SPAWN
+
+    @property
+    def finished(self) -> bool:
+        return self.total >= 0 and self.done >= self.total
+
+    def get(self, index: int) -> Input | None:
+        if self.table is not None:
+            return self.table.get(index)
+        single = self.single
+        return single if single is not None and single.index == index else None
+
+    def add(self, one: Input) -> None:
+        if self.table is None and self.single is None:
+            self.single = one
+            return
+        if self.table is None:
+            self.table = {}
+            if self.single is not None:
+                self.table[self.single.index] = self.single
+                self.single = None
+        self.table[one.index] = one
+
+    def drop(self, index: int) -> Input | None:
+        if self.table is not None:
+            return self.table.pop(index, None)
+        single = self.single
+        if single is not None and single.index == index:
+            self.single = None
+            return single
+        return None
+
+    def inputs(self) -> Iterator[Input]:
+        if self.table is not None:
+            yield from list(self.table.values())
+        elif self.single is not None:
+            yield self.single
+
+    @property
+    def empty(self) -> bool:
+        return not self.table and self.single is None
+
+
+class Batch:
+    """Results of one call that wait to be sent, or sent and not acknowledged, as columns."""
+
+    __slots__ = ("call", "codec", "indexes", "number", "payloads", "size_bytes", "statuses")
+
+    def __init__(self, call: Call, codec: int) -> None:
+        self.call = call
+        self.codec = codec
+        self.number = 0
+        self.indexes: list[int] = []
+        self.statuses: list[int] = []
+        self.payloads: list[bytes] = []
+        self.size_bytes = 0
+
+
+class Session:
+    """One client. Its results are numbered; what it has not acknowledged is kept."""
+
+    __slots__ = ("apps", "attached", "away_since", "calls", "id", "number", "parent", "unacknowledged", "unsent")
+
+    def __init__(self, id: str, parent: str) -> None:
+        self.id = id
+        self.parent = parent
+        """The container that this client runs in, or empty."""
+        self.attached = True
+        self.away_since = 0.0
+        self.number = 0
+        self.calls: dict[str, Call] = {}
+        """Its calls that are not durable, and its durable ones that are still open."""
+        self.apps: set[str] = set()
+        """Ephemeral apps that end with it."""
+        self.unsent: dict[str, Batch] = {}
+        self.unacknowledged: deque[Batch] = deque()
+
+
+class Container:
+    """One container of a function's pool."""
+
+    __slots__ = (
+        "alone",
+        "app",
+        "function",
+        "held",
+        "id",
+        "idle_since",
+        "index",
+        "listed",
+        "pid",
+        "progress",
+        "recalling",
+        "revision",
+        "slots",
+        "started",
+        "state",
+        "stop_reason",
+        "waiting",
+    )
+
+    def __init__(self, id: str, function: Function, index: int, now: float) -> None:
+        self.id = id
+        self.function = function
+        self.app = function.app
+        self.index = index
+        self.state = STARTING
+        self.slots = 1
+        self.held: dict[int, Input] = {}
+        """Delivery number → input, in the order in which the runner takes them."""
+        self.alone = False
+        """It runs one suspect input and gets nothing beside it."""
+        self.started = now
+        self.progress = now
+        """When it last gave an output, or was given the first input."""
+        self.idle_since = now
+        self.recalling = False
+        self.listed = 0
+        """Which of the pool's heaps it stands in: 0 none, 1 idle, 2 roomy."""
+        self.revision = function.revision
+        self.pid = 0
+        self.waiting = 0
+        """Inputs it has submitted itself and waits for."""
+        self.stop_reason = ""
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.held)
+
+
+class Function:
+    """One function of one app: its definition, its queue, its pool and its figures."""
+
+    __slots__ = (
+        "app",
+        "blocked",
+        "containers",
+        "decisions",
+        "failures",
+        "id",
+        "idle_heap",
+        "last_error",
+        "mean_run_s",
+        "next_decision",
+        "overrides",
+        "pending",
+        "queue",
+        "ready",
+        "retry_start_at",
+        "revision",
+        "roomy_heap",
+        "running",
+        "spec",
+        "wanted",
+    )
+
+    def __init__(self, id: str, app: str, spec: wire.FunctionSpec) -> None:
+        self.id = id
+        self.app = app
+        self.spec = spec
+        self.revision = 1
+        self.overrides: dict[str, Any] = {}
+        self.queue: FunctionQueue[Input] = FunctionQueue()
+        self.pending = [0, 0]
+        """Inputs that wait: those of `.remote` and `.map`, and those of spawns."""
+        self.running = [0, 0]
+        self.containers: dict[str, Container] = {}
+        self.ready = 0
+        self.idle_heap: list[tuple[int, str]] = []
+        self.roomy_heap: list[tuple[int, str]] = []
+        self.mean_run_s: float | None = None
+        self.wanted = 0
+        self.blocked = ""
+        """What keeps it from having the containers it wants, in words."""
+        self.decisions: deque[tuple[float, int, str]] = deque(maxlen=20)
+        self.next_decision = 0.0
+        self.failures = 0
+        """Starts that failed, one after the other."""
+        self.retry_start_at = 0.0
+        self.last_error = ""
+
+    @property
+    def settings(self) -> wire.AutoscalerSettings:
+        """The autoscaler settings now in force: the decorator's, with what was changed since the deploy."""
+        base = self.spec.autoscaler
+        return msgspec.structs.replace(base, **self.overrides) if self.overrides else base
+
+    @property
+    def target(self) -> int:
+        return self.spec.target_inputs or self.spec.max_inputs
+
+    @property
+    def waiting_inputs(self) -> int:
+        return self.pending[0] + self.pending[1]
+
+    @property
+    def running_inputs(self) -> int:
+        return self.running[0] + self.running[1]
+
+
+class App:
+    """One app instance: deployed under its name, or ephemeral and of one session."""
+
+    __slots__ = ("code", "deployed", "functions", "id", "name", "session", "started", "stopping", "version")
+
+    def __init__(self, id: str, name: str, session: str, deployed: bool, now: float) -> None:
+        self.id = id
+        self.name = name
+        self.session = session
+        """The session that it ends with; empty when deployed or detached."""
+        self.deployed = deployed
+        self.version = 0
+        self.code = wire.CodeRef()
+        self.functions: dict[str, Function] = {}
+        self.started = now
+        self.stopping = False

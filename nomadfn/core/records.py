@@ -1,0 +1,100 @@
+"""What survives a control service: the records of durable calls, in the order in which they happened.
+
+The journal holds them as msgpack; a segment is a list of them. `replay` applies them to a fresh state with
+the same functions that made them. A snapshot is a list of records too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from .model import COMMITTING, NO_DEADLINE, Call
+
+
+class Submitted(msgspec.Struct, array_like=True, tag=1, gc=False):
+    """Inputs `first`, `first + 1`, … of a durable call were taken."""
+
+    call: str
+    function: str
+    kind: int
+    caller: str
+    priority: int
+    at: float
+    first: int
+    payloads: list[bytes]
+    codecs: list[int]
+    deadline: float | None = None
+
+
+class Closed(msgspec.Struct, array_like=True, tag=2, gc=False):
+    """The call has `total` inputs and gets no more."""
+
+    call: str
+    total: int
+    at: float
+
+
+class Cancelled(msgspec.Struct, array_like=True, tag=3, gc=False):
+    """Every input of the call that had no result then was cancelled."""
+
+    call: str
+    at: float
+
+
+class Finished(msgspec.Struct, array_like=True, tag=4, gc=False):
+    call: str
+    indexes: list[int]
+    statuses: list[int]
+    payloads: list[bytes]
+    at: float
+
+
+class Forgotten(msgspec.Struct, array_like=True, tag=5, gc=False):
+    """The results of these calls were kept for their time."""
+
+    calls: list[str]
+
+
+Record = Submitted | Closed | Cancelled | Finished | Forgotten
+
+encode_segment = msgspec.msgpack.Encoder().encode
+decode_segment = msgspec.msgpack.Decoder(list[Record]).decode
+
+_SNAPSHOT_INPUTS = 256
+
+
+def records_of(call: Call) -> Iterator[Record]:
+    """The records that bring back a durable call as it is now."""
+    inputs = sorted(call.inputs(), key=lambda one: one.index)
+    for start in range(0, len(inputs), _SNAPSHOT_INPUTS):
+        part = inputs[start : start + _SNAPSHOT_INPUTS]
+        deadline = part[0].deadline
+        yield Submitted(
+            call=call.id,
+            function=call.function.id,
+            kind=call.kind,
+            caller=call.caller,
+            priority=call.priority,
+            at=call.created,
+            first=part[0].index,
+            payloads=[b"" if one.state >= COMMITTING else one.payload for one in part],
+            codecs=[one.codec for one in part],
+            deadline=None if deadline == NO_DEADLINE else deadline,
+        )
+    # A result that is seen and not yet durable becomes durable with the snapshot; replaying it again changes nothing.
+    done = [one for one in inputs if one.state >= COMMITTING]
+    for start in range(0, len(done), _SNAPSHOT_INPUTS):
+        part = done[start : start + _SNAPSHOT_INPUTS]
+        yield Finished(
+            call.id,
+            [one.index for one in part],
+            [one.status for one in part],
+            [one.payload for one in part],
+            call.finished_at,
+        )
+    if call.total >= 0:
+        yield Closed(call.id, call.total, call.finished_at)
+    if call.cancelled:
+        yield Cancelled(call.id, call.finished_at)

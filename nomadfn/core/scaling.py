@@ -1,0 +1,156 @@
+"""From what the state shows to what each function's pool shall be: sample, share, decide, apply."""
+
+from __future__ import annotations
+
+from . import autoscaler, placement, pool
+from .effects import FunctionChanged, StartContainer
+from .model import DRAINING, READY, STARTING, STOPPING, Container, Function
+from .state import State
+
+INTERVAL_S = 0.25
+"""How often a function that has containers or work is looked at, whatever happens."""
+BUSY_INTERVAL_S = 0.01
+"""The least time between two looks at a function whose inputs come and go."""
+
+
+def scale(state: State, now: float) -> None:
+    """Look at the functions whose turn it is; start, drain and stop containers."""
+    turn = [function for function in state.active.values() if _is_due(state, now, function)]
+    if not turn:
+        return
+    samples = {function.id: sample(state, now, function) for function in state.active.values()}
+    wants = [_want(state, function, samples[function.id]) for function in state.active.values()]
+    grants = placement.share(wants, state.capacity, state.capacity_reason)
+    for function in turn:
+        grant = grants[function.id]
+        granted = _with_grant(samples[function.id], grant)
+        apply(state, now, function, autoscaler.decide(granted), grant.reason)
+        function.next_decision = now + INTERVAL_S
+    for function in [one for one in state.active.values() if _is_quiet(one)]:
+        del state.active[function.id]
+
+
+def _is_due(state: State, now: float, function: Function) -> bool:
+    if function.next_decision <= now:
+        return True
+    if function.id not in state.dirty:
+        return False
+    return function.next_decision <= now + INTERVAL_S - BUSY_INTERVAL_S or not function.containers
+
+
+def _is_quiet(function: Function) -> bool:
+    return (
+        not function.containers
+        and not function.waiting_inputs
+        and not function.running_inputs
+        and not (function.settings.min_containers and function.app)
+    )
+
+
+def sample(state: State, now: float, function: Function) -> autoscaler.Sample:
+    """What the autoscaler has to know. Inputs that are in a container beyond its slots still wait."""
+    starting = draining = ahead = busy = slow = 0
+    ready: list[autoscaler.Member] = []
+    for container in function.containers.values():
+        if container.state == STARTING:
+            starting += 1
+        elif container.state != READY:
+            draining += 1
+        else:
+            ready.append(
+                autoscaler.Member(container.id, container.index, None if container.held else now - container.idle_since)
+            )
+        held = len(container.held)
+        if held and container.state in (READY, DRAINING):
+            used = min(held, container.slots)
+            busy += used
+            ahead += held - used
+            if container.waiting or now - container.progress > autoscaler.DRAIN_WITHIN_S:
+                slow += used
+    stopped = state.apps[function.app].stopping if function.app in state.apps else True
+    return autoscaler.Sample(
+        settings=function.settings,
+        pending=function.waiting_inputs + ahead,
+        running=busy,
+        slow=slow,
+        mean_run_s=function.mean_run_s,
+        target=function.target,
+        batch_size=function.spec.max_batch_size,
+        starting=starting,
+        ready=ready,
+        draining=draining,
+        ceiling=0 if stopped else None,
+    )
+
+
+def _want(state: State, function: Function, one: autoscaler.Sample) -> placement.Want:
+    wanted = autoscaler.wanted(one)
+    blocked = sum(1 for container in function.containers.values() if container.waiting)
+    inner = any(
+        session.parent for caller in function.queue.callers() if (session := state.sessions.get(caller)) is not None
+    )
+    return placement.Want(
+        function=function.id,
+        wanted=wanted.count,
+        buffer=wanted.buffer,
+        minimum=function.settings.min_containers,
+        has=len(function.containers),
+        blocked=blocked,
+        inner=inner,
+        name=function.spec.name,
+    )
+
+
+def _with_grant(one: autoscaler.Sample, grant: placement.Grant) -> autoscaler.Sample:
+    if one.ceiling == 0:
+        return one
+    return autoscaler.Sample(
+        settings=one.settings,
+        pending=one.pending,
+        running=one.running,
+        slow=one.slow,
+        mean_run_s=one.mean_run_s,
+        target=one.target,
+        batch_size=one.batch_size,
+        starting=one.starting,
+        ready=one.ready,
+        draining=one.draining,
+        ceiling=grant.count,
+        ceiling_reason=grant.reason,
+        yields=grant.yields,
+    )
+
+
+def apply(state: State, now: float, function: Function, plan: autoscaler.Scale, limited_by: str) -> None:
+    """Carry out one plan and remember it when it changed something."""
+    changed = plan.count != function.wanted or plan.direction != "same"
+    function.wanted = plan.count
+    function.blocked = limited_by
+    if plan.start and now < function.retry_start_at:
+        function.blocked = f"the last starts failed; the next one is in {function.retry_start_at - now:.0f} s"
+    elif plan.start:
+        taken = [container.index for container in function.containers.values()]
+        for index in placement.next_indexes(taken, plan.start):
+            state.effects.append(StartContainer(pool.add(state, now, function, index)))
+    for id in (*plan.stop, *plan.drain):
+        pool.stop(state, function.containers[id], plan.reason)
+    if changed:
+        function.decisions.append((now, plan.count, plan.reason))
+        state.effects.append(FunctionChanged(function))
+
+
+def drain_outdated(state: State, function: Function) -> None:
+    """After a new revision: containers of the old one end when their inputs are done."""
+    for container in list(function.containers.values()):
+        if container.revision != function.revision and container.state in (STARTING, READY):
+            pool.stop(state, container, f"revision {function.revision} was deployed")
+
+
+def counts(function: Function) -> tuple[int, int]:
+    """Containers that are ready, and those that are starting."""
+    starting = sum(1 for container in function.containers.values() if container.state == STARTING)
+    return function.ready, starting
+
+
+def containers_in_order(function: Function) -> list[Container]:
+    return sorted(function.containers.values(), key=lambda one: (one.state == STOPPING, one.index))

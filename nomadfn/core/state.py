@@ -1,0 +1,210 @@
+"""The core's whole state, and the few steps that every part of the core shares."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from nomadfn_agent import wire
+from nomadfn_agent.wire import payload as payloads
+
+from ..exception import InternalError
+from .effects import DropBlob, Effect
+from .limits import Limits
+from .model import (
+    DELAYED,
+    FINISH,
+    PENDING,
+    READY,
+    RUNNING,
+    SETTLE,
+    App,
+    Batch,
+    Call,
+    Container,
+    Function,
+    Input,
+    Session,
+)
+from .records import Finished, Record
+
+STATUS_MASK = wire.REF - 1
+
+
+@dataclass(slots=True)
+class Commit:
+    """Results that become visible once the journal has them."""
+
+    call: Call
+    indexes: list[int]
+
+
+@dataclass(slots=True)
+class State:
+    limits: Limits
+    epoch: int = 0
+    apps: dict[str, App] = field(default_factory=dict)
+    deployed: dict[str, str] = field(default_factory=dict)
+    """Name of a deployed app → its id."""
+    functions: dict[str, Function] = field(default_factory=dict)
+    sessions: dict[str, Session] = field(default_factory=dict)
+    calls: dict[str, Call] = field(default_factory=dict)
+    containers: dict[str, Container] = field(default_factory=dict)
+    dirty: dict[str, Function] = field(default_factory=dict)
+    """Functions whose queue or pool changed since the last `settle`."""
+    active: dict[str, Function] = field(default_factory=dict)
+    """Functions that have containers, inputs or a minimum: the ones that time passes for."""
+    effects: list[Effect] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    record_number: int = 0
+    durable_number: int = 0
+    withheld: deque[tuple[int, Effect | Commit]] = field(default_factory=deque)
+    """Effects that depend on a record, in the order of their numbers."""
+    unsent: dict[str, Session] = field(default_factory=dict)
+    settled: dict[str, Finished] = field(default_factory=dict)
+    expiring: deque[tuple[float, str]] = field(default_factory=deque)
+    """When durable calls were finished, oldest first."""
+    away: dict[str, Session] = field(default_factory=dict)
+    next_delivery: int = 1
+    next_container: int = 1
+    capacity: int | None = None
+    capacity_reason: str = ""
+
+    def touch(self, function: Function) -> None:
+        self.dirty[function.id] = function
+        self.active[function.id] = function
+
+    def record(self, one: Record) -> int:
+        self.records.append(one)
+        self.record_number += 1
+        return self.record_number
+
+    def withhold(self, effect: Effect | Commit) -> None:
+        """Release `effect` once every record up to now is durable."""
+        self.withheld.append((self.record_number, effect))
+
+
+def failure(error: str, message: str) -> bytes:
+    return payloads.encode(payloads.Failure(error, message))
+
+
+def is_live(one: Input) -> bool:
+    return one.state == PENDING
+
+
+def drop_blob(state: State, codec_or_status: int, payload: bytes) -> None:
+    if codec_or_status & wire.REF:
+        state.effects.append(DropBlob(payload))
+
+
+def finish(state: State, now: float, one: Input, status: int, payload: bytes) -> None:
+    """Give an input its result. A durable one is shown once the journal has it."""
+    call = one.call
+    function = call.function
+    durable = call.kind >= wire.SPAWN
+    if one.state == RUNNING:
+        function.running[durable] -= 1
+    else:
+        function.pending[durable] -= 1
+    one.move(SETTLE if durable else FINISH)
+    if one.codec & wire.REF:
+        state.effects.append(DropBlob(one.payload))
+    one.payload = payload
+    one.status = status
+    one.suspect = False
+    if durable:
+        batch = state.settled.get(call.id)
+        if batch is None:
+            batch = state.settled[call.id] = Finished(call.id, [], [], [], now)
+        batch.indexes.append(one.index)
+        batch.statuses.append(status)
+        batch.payloads.append(payload)
+        return
+    note_waiting(state, call.caller, -1)
+    session = state.sessions.get(call.caller)
+    if session is None:
+        call.drop(one.index)
+        drop_blob(state, status, payload)
+        return
+    _queue_result(state, session, call, one)
+
+
+def note_waiting(state: State, caller: str, change: int) -> None:
+    """Count the inputs that a container waits for: while it does, it is not what the machine's capacity is for."""
+    session = state.sessions.get(caller)
+    if session is None or not session.parent:
+        return
+    container = state.containers.get(session.parent)
+    if container is not None:
+        before = container.waiting
+        container.waiting = max(0, before + change)
+        if (before == 0) != (container.waiting == 0):
+            state.dirty[container.function.id] = container.function
+
+
+def _queue_result(state: State, session: Session, call: Call, one: Input) -> None:
+    codec = one.codec & STATUS_MASK
+    batch = session.unsent.get(call.id)
+    if batch is not None and (
+        len(batch.indexes) >= wire.MAX_INPUTS_PER_FRAME
+        or batch.size_bytes + len(one.payload) > wire.MAX_FRAME_BYTES
+        or batch.codec != codec
+    ):
+        # The full batch keeps its place in the order under a key that no call has.
+        session.unsent[f"{call.id}#{len(session.unsent)}"] = session.unsent.pop(call.id)
+        batch = None
+    if batch is None:
+        batch = session.unsent[call.id] = Batch(call, codec)
+        state.unsent[session.id] = session
+    batch.indexes.append(one.index)
+    batch.statuses.append(one.status)
+    batch.payloads.append(one.payload)
+    batch.size_bytes += len(one.payload)
+
+
+def release_call(state: State, call: Call) -> None:
+    """Forget a call that is not durable once it holds nothing."""
+    if call.empty and not call.durable:
+        state.calls.pop(call.id, None)
+        session = state.sessions.get(call.caller)
+        if session is not None:
+            session.calls.pop(call.id, None)
+
+
+def check_invariants(state: State) -> None:
+    """What must be true between any two events; raises `InternalError` with what is not. For tests and simulation."""
+    _check_counts(state)
+    holders: dict[int, str] = {}
+    for container in state.containers.values():
+        if container.alone and len(container.held) > 1:
+            raise InternalError(f"{container.id} holds {len(container.held)} inputs beside a suspect one")
+        for delivery, one in container.held.items():
+            if one.state != RUNNING or one.delivery != delivery:
+                continue
+            if id(one) in holders:
+                raise InternalError(f"input {one.index} of {one.call.id} is in two containers")
+            holders[id(one)] = container.id
+    running = sum(sum(function.running) for function in state.functions.values())
+    if len(holders) != running:
+        raise InternalError(f"{len(holders)} inputs are held by containers, {running} are said to run")
+
+
+def _check_counts(state: State) -> None:
+    counts: dict[str, list[int]] = {name: [0, 0, 0, 0] for name in state.functions}
+    for call in state.calls.values():
+        counted = counts.get(call.function.id)
+        if counted is None:
+            continue
+        for one in call.inputs():
+            if one.state == RUNNING:
+                counted[2 + call.durable] += 1
+            elif one.state in (PENDING, DELAYED):
+                counted[call.durable] += 1
+    for name, function in state.functions.items():
+        said = [*function.pending, *function.running]
+        if counts[name] != said:
+            raise InternalError(f"{name}: counted {counts[name]}, the function says {said}")
+    for function in state.functions.values():
+        ready = sum(1 for container in function.containers.values() if container.state == READY)
+        if ready != function.ready:
+            raise InternalError(f"{function.id}: {ready} containers are ready, the function says {function.ready}")
