@@ -1,0 +1,76 @@
+"""The pages are true: links lead somewhere, programs run, transcripts come out as they are printed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE_NAME = re.compile(r"# (\w+\.py)\n")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [body for kind, body in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def commands(transcript: str) -> Iterator[tuple[str, str]]:
+    """Each command of a transcript with the output that stands behind it."""
+    for part in re.split(r"^\$ ", transcript, flags=re.MULTILINE)[1:]:
+        command, _, output = part.partition("\n")
+        yield command, output
+
+
+def matches(expected: str, printed: str) -> bool:
+    """Whether they are the same; a line `...` stands for any number of lines, and `...` in a line for any text."""
+    lines = [re.escape(line).replace(r"\.\.\.", ".*") + r"\n" for line in expected.splitlines()]
+    pattern = "".join(r"(?:.*\n)*" if line == r".*\n" else line for line in lines)
+    return re.fullmatch(pattern, printed) is not None
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_something_that_is_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", page.read_text())):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(there), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_the_programs_of_a_page_run_as_its_transcripts_say(page: Path, tmp_path: Path) -> None:
+    for program in blocks(page, "python"):
+        name = FILE_NAME.match(program)
+        assert name, f"a program of {page.name} does not say its file's name in its first line:\n{program}"
+        (tmp_path / name[1]).write_text(program)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("NOMADFN_")}
+    env |= {
+        "PATH": f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}",
+        "NOMADFN_DATA_DIR": str(tmp_path / "data"),
+    }
+
+    def run(command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+
+    try:
+        for transcript in blocks(page, "console"):
+            for command, expected in commands(transcript):
+                done = run(command)
+                assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+                assert matches(expected, done.stderr + done.stdout), f"{command}\n{done.stderr}{done.stdout}"
+    finally:
+        run("nomadfn down")
