@@ -157,20 +157,30 @@ def digest_of(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def is_blob_name(name: str) -> bool:
+    return len(name) >= 3 and name.isascii() and name.replace("-", "").replace("_", "").isalnum()
+
+
 def blob_path(folder: str, name: str) -> str:
-    """Where a blob lies in a blob folder: one level of sub-folders, so that none grows without bound."""
+    """Where a blob lies in a blob folder: one level of sub-folders, so that none grows without bound.
+
+    Names come from the other side: one that could lead out of the folder raises `ValueError`.
+    """
+    if not is_blob_name(name):
+        raise ValueError(f"{name!r} is not the name of a blob: three or more letters, digits, - and _")
     return os.path.join(folder, name[:2], name)
 
 
 def write_blob(folder: str, data: bytes | memoryview, *, by_digest: bool = False, sync: bool = False) -> BlobRef:
     """Store `data` in a blob folder, whole or not at all. With `sync` it survives a power cut.
 
-    With `by_digest` the blob's name is its digest and an existing one is left as it is.
+    With `by_digest` the blob's name is its digest; an existing one only counts as new again, for the sweep of
+    blobs that nobody needs.
     """
     digest = digest_of(data)
     name = digest if by_digest else secrets.token_hex(16)
     path = blob_path(folder, name)
-    if not (by_digest and os.path.exists(path)):
+    if not (by_digest and _touched(path)):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".tmp-")
         try:
@@ -184,6 +194,14 @@ def write_blob(folder: str, data: bytes | memoryview, *, by_digest: bool = False
             os.unlink(temporary)
             raise
     return BlobRef(name, digest, len(data))
+
+
+def _touched(path: str) -> bool:
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def read_blob(folder: str, ref: BlobRef) -> bytes:
