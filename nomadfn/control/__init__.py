@@ -1,0 +1,1 @@
+"""The control service: it holds every queue, journals what must survive, and decides how many containers run."""

@@ -154,7 +154,7 @@ class _Api:
             body[AUTOSCALER_FIELDS[key]] = value
         if not body:
             raise exception.InvalidError(f"nothing to change: the body names one of {', '.join(AUTOSCALER_FIELDS)}")
-        found = await self._perform(request, "function.explain", dict(request.path_params))
+        found = await self._perform(request, "function.lookup", dict(request.path_params))
         return _json(await self._perform(request, "function.scale", {"function_id": found["function_id"], **body}))
 
     async def call_function(self, request: Request) -> Response:

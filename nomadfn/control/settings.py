@@ -3,7 +3,8 @@
 One name everywhere. `capacity` is `capacity = 4` under `[control]` in the file, `NOMADFN_CAPACITY=4` in the
 environment and `--capacity 4` as a flag; `limits.pending_inputs` stands under `[limits]`, and is
 `NOMADFN_LIMITS_PENDING_INPUTS` in the environment. A wrong value is refused with its source and what is accepted.
-The token is never in the file nor a flag: `NOMADFN_TOKEN`, or the file `token` in the data folder.
+The token is never in the file nor a flag: `NOMADFN_TOKEN`, or the file `token` in the data folder. The data folder
+itself is not in the file either, because programs look for the service there without reading the file.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def default_data_dir() -> Path:
     """The user's own data folder, as the platform has it."""
     import platformdirs
 
-    return Path(platformdirs.user_data_dir("nomadfn", appauthor=False))
+    return Path(platformdirs.user_data_dir("nomadfn"))
 
 
 def is_loopback(host: str) -> bool:
@@ -209,9 +210,15 @@ def _from_file(environ: Mapping[str, str], folder: Path) -> Iterator[_Given]:
 def _refuse_unknown(name: str, path: Path) -> None:
     if name == "token":
         raise InvalidError(f"{path}: a token does not belong in this file; put it into NOMADFN_TOKEN")
+    if name == "data_dir":
+        raise InvalidError(f"{path}: the data folder is not set in this file; put it into NOMADFN_DATA_DIR")
     if name not in _KINDS:
         close = difflib.get_close_matches(name, _KINDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_KINDS)}"
+        hint = (
+            f"did you mean {close[0]}?"
+            if close
+            else f"there are {', '.join(one for one in _KINDS if one != 'data_dir')}"
+        )
         raise InvalidError(f"{path}: there is no setting {name}; {hint}")
 
 

@@ -8,8 +8,8 @@ import msgspec
 from nomadfn_agent import wire
 
 from ..exception import NotFoundError, OutputExpiredError
-from . import limits, records
-from .effects import Accept, Interrupt, Reject, SendResults, StopContainer, Visible
+from . import limits, pool, records
+from .effects import Accept, Interrupt, Reject, SendResults, Visible
 from .model import COMMIT, COMMITTING, DONE, NO_DEADLINE, RUNNING, Batch, Call, Function, Input, Session
 from .state import Commit, State, drop_blob, failure, finish, note_waiting, release_call
 
@@ -186,7 +186,9 @@ def _enqueue(state: State, function: Function, call: Call, sub: Submission, posi
         add(one)
     function.pending[0] += len(inputs)
     function.queue.add(call.caller, sub.priority, inputs)
-    note_waiting(state, call.caller, len(inputs))
+    session = state.sessions[call.caller]
+    if session.parent and (parent := state.containers.get(session.parent)) is not None:
+        note_waiting(state, parent, len(inputs))
     state.touch(function)
 
 
@@ -262,8 +264,7 @@ def apply_cancel(state: State, now: float, call: Call, *, terminate: bool) -> in
     call.cancelled = call.durable
     for id, deliveries in interrupted.items():
         if terminate:
-            state.effects.append(StopContainer(id, 0.0, "its input was cancelled with terminate_containers=True"))
-            state.containers[id].stop_reason = "cancelled"
+            pool.stop(state, state.containers[id], "cancelled with terminate_containers=True", grace_s=0.0)
         else:
             state.effects.append(Interrupt(id, deliveries))
     state.touch(call.function)

@@ -21,7 +21,7 @@ from . import apps, calls, pool, records, scaling
 from .effects import Effect
 from .limits import Limits
 from .model import COMMITTING, DELAYED, STOPPING, WAKE, App, Container, Function, Session
-from .state import Commit, State, check_invariants, finish
+from .state import Commit, State, check_invariants, finish, note_waiting
 
 TICK_BUSY_S = 0.02
 TICK_IDLE_S = 0.25
@@ -70,11 +70,17 @@ class Core:
 
     def restore_app(self, now: float, id: str, spec: wire.AppSpec, session: str, deployed: bool, version: int) -> None:
         """Bring back an app after a restart. The session of an ephemeral one is away until it comes back."""
-        if session and session not in self.state.sessions:
-            apps.open_session(self.state, session, "", 0)
-            apps.detach_session(self.state, now, session)
+        if session:
+            self._expect_session(now, session)
         app, _ = apps.put_app(self.state, now, id, spec, session=session, deployed=deployed)
         app.version = version
+
+    def _expect_session(self, now: float, id: str) -> Session:
+        """A session from before a restart: it is away until it comes back, or is ended as any other."""
+        if id not in self.state.sessions:
+            apps.open_session(self.state, id, "", 0)
+            apps.detach_session(self.state, now, id)
+        return self.state.sessions[id]
 
     def detach_app(self, id: str) -> None:
         app = self._app(id)
@@ -152,6 +158,11 @@ class Core:
         if container is not None:
             pool.give_back(self.state, now, container, deliveries)
 
+    def waits(self, container_id: str, change: int) -> None:
+        """A container's own client began (1) or ceased (-1) to wait for results of a spawn."""
+        if (container := self.state.containers.get(container_id)) is not None:
+            note_waiting(self.state, container, change)
+
     def container(self, id: str) -> Container | None:
         return self.state.containers.get(id)
 
@@ -197,7 +208,10 @@ class Core:
         for one in function.queue.due(now):
             if one.state == DELAYED:
                 one.move(WAKE)
-                function.queue.add(one.call.caller, one.call.priority, [one])
+                if one.suspect:
+                    function.queue.alone.append(one)
+                else:
+                    function.queue.add(one.call.caller, one.call.priority, [one])
         self.state.touch(function)
 
     # What survives
@@ -266,10 +280,8 @@ class Core:
         known = {function.id for app in state.apps.values() for function in app.functions.values()}
         for call in list(state.calls.values()):
             if call.finished or call.function.id in known:
-                if call.total < 0 and call.caller in state.sessions:
-                    state.sessions[call.caller].calls[call.id] = call
-                elif call.total < 0:
-                    calls.close(state, now, call, call.accepted)
+                if call.total < 0:
+                    self._expect_session(now, call.caller).calls[call.id] = call
                 continue
             calls.close(state, now, call, call.accepted)
             calls.cancel(state, now, call)

@@ -236,6 +236,7 @@ class Function:
         "failures",
         "id",
         "idle_heap",
+        "last_decision",
         "last_error",
         "mean_run_s",
         "next_decision",
@@ -271,6 +272,7 @@ class Function:
         """What keeps it from having the containers it wants, in words."""
         self.decisions: deque[tuple[float, int, str]] = deque(maxlen=20)
         self.next_decision = 0.0
+        self.last_decision = 0.0
         self.failures = 0
         """Starts that failed, one after the other."""
         self.retry_start_at = 0.0

@@ -44,6 +44,7 @@ MAX_LOSSES = 8
 START_TRIES = 3
 START_BACKOFF_MAX_S = 30.0
 STOP_GRACE_S = 5.0
+DEADLINE_TEXT = "its deadline passed before it was started"
 _WEIGHT = 0.3
 
 
@@ -115,6 +116,9 @@ def _dispatch_alone(state: State, now: float, function: Function, extra: int) ->
         if not is_live(alone[0]):
             alone.popleft()
             continue
+        if alone[0].deadline <= now:
+            finish(state, now, alone.popleft(), wire.FAILURE, failure("TimeoutError", DEADLINE_TEXT))
+            continue
         container = function.containers.get(heapq.heappop(heap)[1])
         if container is None or container.listed != 1:
             continue
@@ -143,8 +147,7 @@ def _fill(state: State, now: float, function: Function, container: Container, ex
     expired = [one for one in inputs if one.deadline <= now]
     if expired:
         for one in expired:
-            text = "its deadline passed before it was started"
-            finish(state, now, one, wire.FAILURE, failure("TimeoutError", text))
+            finish(state, now, one, wire.FAILURE, failure("TimeoutError", DEADLINE_TEXT))
         inputs = [one for one in inputs if one.state != RUNNING and is_live(one)]
     if inputs:
         _hand_over(state, now, function, container, inputs)
@@ -305,7 +308,7 @@ def lost(state: State, now: float, container: Container, what: str, tail: str) -
     container.held.clear()
     if was_starting:
         _start_failed(state, now, function, f"the container ended before it was ready: {what}{_quote(tail)}")
-    elif inputs and container.stop_reason != "timeout" and not (wanted_end and container.stop_reason == "cancelled"):
+    elif inputs and not wanted_end:
         _count_loss(state, now, function, container, inputs, what, tail)
     else:
         _requeue(state, function, inputs)

@@ -15,6 +15,9 @@ BUSY_INTERVAL_S = 0.01
 
 def scale(state: State, now: float) -> None:
     """Look at the functions whose turn it is; start, drain and stop containers."""
+    for function in state.dirty.values():
+        # An event too soon after the last look is looked at soon, not only at the next regular time.
+        function.next_decision = min(function.next_decision, now + BUSY_INTERVAL_S)
     turn = [function for function in state.active.values() if _is_due(state, now, function)]
     if not turn:
         return
@@ -25,6 +28,7 @@ def scale(state: State, now: float) -> None:
         grant = grants[function.id]
         granted = _with_grant(samples[function.id], grant)
         apply(state, now, function, autoscaler.decide(granted), grant.reason)
+        function.last_decision = now
         function.next_decision = now + INTERVAL_S
     for function in [one for one in state.active.values() if _is_quiet(one)]:
         del state.active[function.id]
@@ -33,9 +37,7 @@ def scale(state: State, now: float) -> None:
 def _is_due(state: State, now: float, function: Function) -> bool:
     if function.next_decision <= now:
         return True
-    if function.id not in state.dirty:
-        return False
-    return function.next_decision <= now + INTERVAL_S - BUSY_INTERVAL_S or not function.containers
+    return function.id in state.dirty and (not function.containers or now - function.last_decision >= BUSY_INTERVAL_S)
 
 
 def _is_quiet(function: Function) -> bool:

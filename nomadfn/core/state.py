@@ -81,7 +81,10 @@ class State:
 
     def withhold(self, effect: Effect | Commit) -> None:
         """Release `effect` once every record up to now is durable."""
-        self.withheld.append((self.record_number, effect))
+        if self.record_number > self.durable_number or self.withheld or isinstance(effect, Commit):
+            self.withheld.append((self.record_number, effect))
+        else:
+            self.effects.append(effect)
 
 
 def failure(error: str, message: str) -> bytes:
@@ -120,8 +123,9 @@ def finish(state: State, now: float, one: Input, status: int, payload: bytes) ->
         batch.statuses.append(status)
         batch.payloads.append(payload)
         return
-    note_waiting(state, call.caller, -1)
     session = state.sessions.get(call.caller)
+    if session is not None and session.parent and (parent := state.containers.get(session.parent)) is not None:
+        note_waiting(state, parent, -1)
     if session is None:
         call.drop(one.index)
         drop_blob(state, status, payload)
@@ -129,17 +133,12 @@ def finish(state: State, now: float, one: Input, status: int, payload: bytes) ->
     _queue_result(state, session, call, one)
 
 
-def note_waiting(state: State, caller: str, change: int) -> None:
-    """Count the inputs that a container waits for: while it does, it is not what the machine's capacity is for."""
-    session = state.sessions.get(caller)
-    if session is None or not session.parent:
-        return
-    container = state.containers.get(session.parent)
-    if container is not None:
-        before = container.waiting
-        container.waiting = max(0, before + change)
-        if (before == 0) != (container.waiting == 0):
-            state.dirty[container.function.id] = container.function
+def note_waiting(state: State, container: Container, change: int) -> None:
+    """Count what a container waits for itself: while it does, it is not what the machine's capacity is for."""
+    before = container.waiting
+    container.waiting = max(0, before + change)
+    if (before == 0) != (container.waiting == 0):
+        state.dirty[container.function.id] = container.function
 
 
 def _queue_result(state: State, session: Session, call: Call, one: Input) -> None:

@@ -1,0 +1,129 @@
+"""The websocket listener: one connection is a client's session or a container's runner.
+
+A connection says who it is in its upgrade request (the token) and in its first frame (`wire.Hello`). What it
+sends is decoded here and handed to the service; nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import msgspec
+import picows
+from nomadfn_agent import wire
+
+from nomadfn.control.tokens import Identity
+from nomadfn.exception import AuthError
+
+if TYPE_CHECKING:
+    from nomadfn.control.service import Service
+
+HELLO_TIMEOUT_S = 10.0
+FRAME_MAX_BYTES = 64 * 1024 * 1024
+LOG_BACKLOG_BYTES = 4 * 1024 * 1024
+"""A client that is further behind than this misses log lines and figures, never results."""
+BACKLOG_MAX_BYTES = 512 * 1024 * 1024
+"""A client that is further behind than this is disconnected; its results are kept for when it comes back."""
+
+
+class Connection(picows.WSListener):
+    """One websocket, from its upgrade to its end."""
+
+    def __init__(self, service: Service, identity: Identity) -> None:
+        self.service = service
+        self.identity = identity
+        self.role = ""
+        self.id = ""
+        """The session, or the container."""
+        self.closed = False
+        self.skipped = 0
+        """Log lines that were not sent since the last one that was."""
+        self._transport: picows.WSTransport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def on_ws_connected(self, transport: picows.WSTransport) -> None:
+        self._transport = transport
+        self._deadline = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self.close)
+
+    def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
+        if frame.msg_type == picows.WSMsgType.CLOSE:
+            self.close()
+            return
+        if frame.msg_type != picows.WSMsgType.BINARY:
+            return
+        data = frame.get_payload_as_memoryview()
+        try:
+            self._take(data)
+        except msgspec.DecodeError as error:
+            self.service.log(f"a connection of {self.id or 'nobody yet'} sent a frame that cannot be read: {error}")
+            self.close()
+
+    def _take(self, data: memoryview) -> None:
+        if not self.role:
+            hello = wire.decode_from_client(data)
+            if not isinstance(hello, wire.Hello):
+                self.close()
+                return
+            if self._deadline is not None:
+                self._deadline.cancel()
+            self.role, self.id = hello.role, hello.session
+            if not self.service.welcome(self, hello):
+                self.close()
+        elif self.role == "runner":
+            self.service.on_runner_frame(self, wire.decode_from_runner(data))
+        else:
+            self.service.on_client_frame(self, wire.decode_from_client(data))
+
+    def on_ws_disconnected(self, transport: picows.WSTransport) -> None:
+        self.closed = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self.role:
+            self.service.on_disconnect(self)
+
+    def send(self, frame: msgspec.Struct) -> None:
+        transport = self._transport
+        if transport is None or self.closed:
+            return
+        transport.send(picows.WSMsgType.BINARY, wire.encode(frame))
+        if self.backlog_bytes > BACKLOG_MAX_BYTES:
+            self.close()
+
+    @property
+    def backlog_bytes(self) -> int:
+        if self._transport is None or self.closed:
+            return 0
+        return int(self._transport.underlying_transport.get_write_buffer_size())
+
+    def close(self) -> None:
+        if self._transport is not None and not self.closed:
+            self._transport.disconnect()
+
+
+async def listen(service: Service, host: str, port: int) -> asyncio.Server:
+    """Accept websockets on `/v1/connect`; a request without a good token gets 401."""
+
+    def accept(request: picows.WSUpgradeRequest) -> Connection | picows.WSUpgradeResponseWithListener | None:
+        if request.path.partition(b"?")[0] != b"/v1/connect":
+            return None
+        header = request.headers.get("authorization") or ""
+        scheme, _, token = header.partition(" ")
+        try:
+            identity = service.identify(token.strip() if scheme.lower() == "bearer" else None)
+        except AuthError as error:
+            body = str(error).encode()
+            response = picows.WSUpgradeResponse.create_error_response(HTTPStatus.UNAUTHORIZED, body)
+            return picows.WSUpgradeResponseWithListener(response, None)
+        return Connection(service, identity)
+
+    return await picows.ws_create_server(
+        accept,
+        host,
+        port,
+        max_frame_size=FRAME_MAX_BYTES,
+        websocket_handshake_timeout=HELLO_TIMEOUT_S,
+        logger_name="nomadfn",
+        read_buffer_init_size=256 * 1024,
+    )

@@ -1,0 +1,453 @@
+"""What can be asked of a control service, by name: the same over the websocket and over HTTP.
+
+A body is a dict of plain values, and so is what comes back. An operation raises an error of
+`nomadfn.exception`; one that misses a key or has a wrong type raises KeyError, TypeError or ValueError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+from nomadfn_agent import wire
+from nomadfn_agent.wire import payload
+
+from nomadfn.control.tokens import Identity
+from nomadfn.core import calls, scaling
+from nomadfn.core.model import CONTAINER_STATES, App, Function
+from nomadfn.exception import ConflictError, InvalidError, NotFoundError, ServiceError
+from nomadfn.version import __version__
+
+if TYPE_CHECKING:
+    from nomadfn.control.service import Service
+
+WAIT_MAX_S = 30.0
+OUTPUTS_MAX = 1000
+OUTPUTS_BYTES = 4 * 1024 * 1024
+STOP_TIMEOUT_S = 30.0
+SETTINGS = ("min_containers", "max_containers", "buffer_containers", "scaledown_window_s")
+
+Result = TypeVar("Result")
+Operation = Callable[[dict[str, Any], Identity, str], Awaitable[Any]]
+
+
+class Operations:
+    """One method an operation; `session` is the websocket's, or empty for a request over HTTP."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._core = service.core
+        self._state = service.core.state
+        self._operations: dict[str, Operation] = {
+            "status": self._status,
+            "app.start": self._start_app,
+            "app.stop": self._stop_app,
+            "app.detach": self._detach_app,
+            "app.deploy": self._deploy,
+            "app.watch": self._watch,
+            "app.list": self._list_apps,
+            "app.logs": self._app_logs,
+            "function.lookup": self._lookup,
+            "function.stats": self._stats,
+            "function.scale": self._scale,
+            "function.list": self._list_functions,
+            "function.explain": self._explain,
+            "call.close": self._close_call,
+            "call.info": self._call_info,
+            "call.outputs": self._outputs,
+            "call.cancel": self._cancel_call,
+            "call.json": self._call_json,
+            "call.spawn_json": self._spawn_json,
+        }
+
+    async def perform(self, operation: str, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        found = self._operations.get(operation)
+        if found is None:
+            raise InvalidError(f"there is no operation {operation}; client and service may be of different versions")
+        return await found(body, identity, session)
+
+    # Apps
+
+    async def _start_app(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        identity.require_owner()
+        spec = msgspec.convert(body["spec"], wire.AppSpec)
+        app_id = str(body["app_id"])
+        if not session:
+            raise InvalidError("an ephemeral app needs a session; deploy it instead")
+        existing = self._state.apps.get(app_id)
+        if existing is not None and (existing.deployed or existing.session not in ("", session)):
+            raise ConflictError(f"app id {app_id} belongs to another session")
+        functions = self._core.start_app(self._service.now(), app_id, spec, session)
+        self._service.poke()
+        if not self._service.address.private:
+            await self._remember(self._state.apps[app_id], spec)
+        return {"functions": functions}
+
+    async def _deploy(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        identity.require_owner()
+        spec = msgspec.convert(body["spec"], wire.AppSpec)
+        app_id = self._state.deployed.get(spec.name) or f"ap-{secrets.token_hex(11)}"
+        former = self._state.apps.get(app_id)
+        version = former.version + 1 if former is not None else 1
+        functions, changed = self._core.deploy(self._service.now(), app_id, spec, version)
+        self._service.poke()
+        app = self._state.apps[app_id]
+        await self._remember(app, spec)
+        for function in app.functions.values():
+            await self._blocking(self._service.registry.delete, f"overrides/{function.id}")
+        return {"app_id": app_id, "version": version, "functions": functions, "changed": changed}
+
+    async def _remember(self, app: App, spec: wire.AppSpec) -> None:
+        """Put the app where a restart finds it."""
+        entry = {
+            "id": app.id,
+            "deployed": app.deployed,
+            "session": app.session,
+            "version": app.version,
+            "at": self._service.now(),
+            "spec": msgspec.to_builtins(spec),
+        }
+        await self._blocking(self._service.registry.put, f"apps/{app.id}", entry)
+
+    def restore(self) -> None:
+        """After a restart: the apps of the registry, with their settings. Before the journal is replayed."""
+        now = self._service.now()
+        for entry in self._service.registry.list("apps/").values():
+            spec = msgspec.convert(entry["spec"], wire.AppSpec)
+            self._core.restore_app(now, entry["id"], spec, entry["session"], entry["deployed"], entry["version"])
+        for key, settings in self._service.registry.list("overrides/").items():
+            function = self._state.functions.get(key.removeprefix("overrides/"))
+            if function is not None:
+                function.overrides = dict(settings)
+
+    def forget_app(self, app_id: str) -> None:
+        """A stopped app is not brought back. Blocks."""
+        self._service.registry.delete(f"apps/{app_id}")
+        for key in self._service.registry.list(f"overrides/{app_id}/"):
+            self._service.registry.delete(key)
+
+    async def _blocking(self, call: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.to_thread(call, *args)
+
+    async def _stop_app(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        identity.require_owner()
+        app = self.find_app(str(body["app_id"]))
+        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._service.gone_waiters.setdefault(app.id, []).append(gone)
+        cancelled = self._core.stop_app(self._service.now(), app.id)
+        self._service.poke()
+        try:
+            await asyncio.wait_for(gone, STOP_TIMEOUT_S)
+        except TimeoutError:
+            raise ServiceError(f"{app.name} was told to stop, but some of its containers are still there") from None
+        return {"cancelled": cancelled}
+
+    async def _detach_app(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        identity.require_owner()
+        if self._service.address.private:
+            raise InvalidError("a private control service ends with its program; start one that stays: `nomadfn up`")
+        app = self.find_app(str(body["app_id"]))
+        self._core.detach_app(app.id)
+        key = f"apps/{app.id}"
+        entry = await self._blocking(self._service.registry.get, key)
+        if entry is not None:
+            await self._blocking(self._service.registry.put, key, {**entry, "session": ""})
+        return {}
+
+    async def _watch(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        identity.require_owner()
+        app = self.find_app(str(body["app_id"]))
+        wanted = bool(body.get("logs", True)), bool(body.get("stats", True))
+        self._service.watchers.setdefault(app.id, {})[session] = wanted
+        return {}
+
+    def find_app(self, name_or_id: str) -> App:
+        """Raises `NotFoundError`, with the names that there are."""
+        app = self._state.apps.get(self._state.deployed.get(name_or_id, name_or_id))
+        if app is None:
+            named = [one for one in self._state.apps.values() if one.name == name_or_id]
+            if len(named) == 1:
+                return named[0]
+            if named:
+                raise NotFoundError(f"{len(named)} runs of {name_or_id} are there; give an id of `nomadfn app list`")
+            known = ", ".join(sorted(self._state.deployed)) or "none"
+            raise NotFoundError(f"no app {name_or_id} is there; deployed apps: {known}")
+        return app
+
+    def _find_function(self, app_name: str, name: str, identity: Identity) -> Function:
+        if identity.container:
+            own = self._state.apps.get(identity.app)
+            app = own if own is not None and own.name == app_name else self.find_app(app_name)
+        else:
+            app = self.find_app(app_name)
+        identity.require_app(app.id)
+        function = app.functions.get(name)
+        if function is None:
+            raise NotFoundError(f"app {app.name} has no function {name}; it has {', '.join(sorted(app.functions))}")
+        return function
+
+    async def _list_apps(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        identity.require_owner()
+        return [self._describe_app(app) for app in self._state.apps.values()]
+
+    def _describe_app(self, app: App) -> dict[str, Any]:
+        functions = app.functions.values()
+        kind = "stopping" if app.stopping else "deployed" if app.deployed else "running" if app.session else "detached"
+        return {
+            "app_id": app.id,
+            "name": app.name,
+            "state": kind,
+            "version": app.version or None,
+            "functions": len(app.functions),
+            "containers": sum(len(one.containers) for one in functions),
+            "pending": sum(one.waiting_inputs for one in functions),
+            "running": sum(one.running_inputs for one in functions),
+            "started_at": app.started,
+        }
+
+    async def _app_logs(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        identity.require_owner()
+        app = self.find_app(str(body["app"]))
+        return {"lines": [self.log_line(line) for line in self._service.logs.tail(app.id, int(body["tail"]))]}
+
+    def log_line(self, line: wire.Log) -> dict[str, Any]:
+        return {
+            "container": line.container,
+            "function": line.function,
+            "index": line.index,
+            "stream": line.stream,
+            "text": line.text,
+        }
+
+    # Functions
+
+    async def _lookup(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        function = self._find_function(str(body["app"]), str(body["name"]), identity)
+        return {"function_id": function.id, "spec": msgspec.to_builtins(function.spec)}
+
+    async def _stats(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        function = self._core.function(str(body["function_id"]))
+        identity.require_app(function.app)
+        room = sum(max(0, one.slots - len(one.held)) for one in function.containers.values() if one.state == 1)
+        return {
+            "backlog": function.waiting_inputs,
+            "num_total_runners": function.ready,
+            "num_running_inputs": function.running_inputs,
+            "input_headroom": room,
+        }
+
+    async def _scale(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        function = self._core.function(str(body["function_id"]))
+        identity.require_app(function.app)
+        changes = {name: body[name] for name in SETTINGS if name in body}
+        check_settings(function.spec.name, {**msgspec.structs.asdict(function.settings), **changes})
+        if changes.get("scaledown_window_s") is not None:
+            changes["scaledown_window_s"] = float(changes["scaledown_window_s"])
+        settings = self._core.override(function.id, changes)
+        self._service.poke()
+        if not self._service.address.private:
+            await self._blocking(self._service.registry.put, f"overrides/{function.id}", function.overrides)
+        return msgspec.to_builtins(settings)
+
+    async def _list_functions(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        identity.require_owner()
+        wanted = body.get("app")
+        apps = [self.find_app(str(wanted))] if wanted else list(self._state.apps.values())
+        return [self._describe_function(app, function) for app in apps for function in app.functions.values()]
+
+    def _describe_function(self, app: App, function: Function) -> dict[str, Any]:
+        ready, starting = scaling.counts(function)
+        return {
+            "app": app.name,
+            "app_id": app.id,
+            "name": function.spec.name,
+            "function_id": function.id,
+            "pending": function.waiting_inputs,
+            "running": function.running_inputs,
+            "containers": ready,
+            "starting": starting,
+            "settings": msgspec.to_builtins(function.settings),
+            "overridden": bool(function.overrides),
+        }
+
+    async def _explain(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        function = self._find_function(str(body["app"]), str(body["name"]), identity)
+        app = self._state.apps[function.app]
+        now = self._service.now()
+        containers = [
+            {
+                "container": one.id,
+                "index": one.index,
+                "state": CONTAINER_STATES[one.state],
+                "held": len(one.held),
+                "idle_s": None if one.held else round(now - one.idle_since, 3),
+                "pid": one.pid,
+            }
+            for one in scaling.containers_in_order(function)
+        ]
+        return {
+            **self._describe_function(app, function),
+            "spec": msgspec.to_builtins(function.spec),
+            "run_time_s": function.mean_run_s,
+            "containers": containers,
+            "wanted": function.wanted,
+            "decisions": [{"at": at, "count": count, "reason": reason} for at, count, reason in function.decisions],
+            "blocked": function.blocked,
+            "last_error": function.last_error,
+        }
+
+    def figures(self, function: Function) -> wire.Stats:
+        ready, starting = scaling.counts(function)
+        return wire.Stats(
+            function=function.id,
+            name=function.spec.name,
+            pending=function.waiting_inputs,
+            running=function.running_inputs,
+            containers=ready,
+            starting=starting,
+            wanted=function.wanted,
+            reason=function.decisions[-1][2] if function.decisions else "",
+        )
+
+    # Calls
+
+    async def _close_call(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        call = self._durable_call(str(body["call"]), identity)
+        await self._durably(lambda: self._core.close_call(self._service.now(), call.id, int(body["total"])))
+        return {}
+
+    async def _durably(self, change: Callable[[], Result]) -> Result:
+        """Make a change and wait until the journal has it."""
+        result = change()
+        state = self._state
+        while state.durable_number < (wanted := state.record_number):
+            self._service.poke()
+            await self._service.journal_reached(wanted)
+        return result
+
+    def _durable_call(self, id: str, identity: Identity) -> Any:
+        call = calls.find_durable(self._state, self._service.now(), id)
+        identity.require_app(call.function.app)
+        return call
+
+    async def _call_info(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        call = self._durable_call(str(body["call"]), identity)
+        app = self._state.apps.get(call.function.app)
+        return {
+            "function_id": call.function.id,
+            "app": app.name if app is not None else "",
+            "function": call.function.spec.name,
+            "kind": ("remote", "map", "spawn", "spawn_map")[call.kind],
+            "num_inputs": call.total if call.total >= 0 else None,
+            "done": call.done,
+            "closed": call.total >= 0,
+        }
+
+    async def _outputs(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        call = self._durable_call(str(body["call"]), identity)
+        first, count = int(body["first"]), min(int(body["count"]), OUTPUTS_MAX)
+        deadline = time.monotonic() + min(float(body.get("wait_s", 0.0)), WAIT_MAX_S)
+        if first < 0 or count < 1:
+            raise InvalidError(f"there are no outputs from {first} on, {count} of them")
+        self._core.waits(identity.container, 1)
+        try:
+            found = calls.visible_prefix(call, first, count, OUTPUTS_BYTES)
+            while not found and not 0 <= call.total <= first and (rest_s := deadline - time.monotonic()) > 0:
+                await self._service.await_visible(call.id, rest_s)
+                found = calls.visible_prefix(call, first, count, OUTPUTS_BYTES)
+        finally:
+            self._core.waits(identity.container, -1)
+        return {
+            "indexes": [one.index for one in found],
+            "statuses": [one.status for one in found],
+            "payloads": [one.payload for one in found],
+            "codec": found[0].codec & ~wire.REF if found else wire.PICKLE,
+            "num_inputs": call.total if call.total >= 0 else None,
+            "closed": call.total >= 0,
+        }
+
+    async def _cancel_call(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        id, terminate = str(body["call"]), bool(body.get("terminate_containers", False))
+        call = self._state.calls.get(id)
+        if call is not None:
+            identity.require_app(call.function.app)
+        elif session and calls.created_at(id) is not None:
+            # A map that has nothing open any more: there is nothing to cancel.
+            return {"cancelled": 0}
+
+        def change() -> int:
+            return self._core.cancel_call(self._service.now(), id, terminate=terminate)
+
+        cancelled = await self._durably(change) if call is None or call.durable else change()
+        self._service.poke()
+        return {"cancelled": cancelled}
+
+    async def _spawn_json(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        function = self._find_function(str(body["app"]), str(body["name"]), identity)
+        return {"call": await self._service.spawn(function, bytes(body["payload"]))}
+
+    async def _call_json(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        """A durable call and a wait for its result: should the wait end first, the result can still be asked for."""
+        deadline = time.monotonic() + float(body["wait_s"])
+        id = (await self._spawn_json(body, identity, session))["call"]
+        while True:
+            rest_s = max(0.0, deadline - time.monotonic())
+            found = await self._outputs({"call": id, "first": 0, "count": 1, "wait_s": rest_s}, identity, session)
+            if found["indexes"]:
+                return {
+                    "call": id,
+                    "status": found["statuses"][0],
+                    "payload": found["payloads"][0],
+                    "codec": found["codec"],
+                }
+            if time.monotonic() >= deadline:
+                return {"call": id, "pending": True}
+
+    async def _status(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        identity.require_owner()
+        functions = self._state.functions.values()
+        address = self._service.address
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "target": address.target,
+            "uptime_s": self._service.now() - address.started_at,
+            "epoch": self._state.epoch,
+            "capacity": self._service.cluster.capacity,
+            "capacity_reason": self._service.cluster.capacity_reason,
+            "containers": len(self._state.containers),
+            "apps": len(self._state.apps),
+            "functions": len(self._state.functions),
+            "pending": sum(one.waiting_inputs for one in functions),
+            "running": sum(one.running_inputs for one in functions),
+            "journal_bytes": self._service.writer.size_bytes,
+            "data_dir": address.data_dir,
+            "http_url": address.http_url,
+        }
+
+
+def check_settings(function: str, settings: dict[str, Any]) -> None:
+    """The rules of the decorator, for settings that change while the function runs. Raises `InvalidError`."""
+    low, high = settings["min_containers"], settings["max_containers"]
+    for name in ("min_containers", "buffer_containers"):
+        if not isinstance(settings[name], int) or settings[name] < 0:
+            raise InvalidError(f"{function}: {name} must be a whole number of 0 or more, not {settings[name]!r}")
+    if high is not None and (not isinstance(high, int) or high < 1):
+        raise InvalidError(f"{function}: max_containers must be a whole number of 1 or more, or none, not {high!r}")
+    if high is not None and low > high:
+        raise InvalidError(f"{function}: min_containers={low} is more than max_containers={high}")
+    window = settings["scaledown_window_s"]
+    if not isinstance(window, int | float) or not 2 <= window <= 3600:
+        raise InvalidError(f"{function}: scaledown_window must be between 2 and 3600 seconds, not {window!r}")
+
+
+def encode_json_payload(blobs: str, data: bytes) -> tuple[bytes, list[int]]:
+    """A JSON body as an input's payload, out of band where it is large."""
+    if not payload.is_large(data):
+        return data, []
+    return payload.encode(payload.write_blob(blobs, data, sync=True)), [0]

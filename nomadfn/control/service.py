@@ -1,0 +1,603 @@
+"""The control service: the core with its clock, its connections, its journal and its containers.
+
+Everything happens on one event loop. An event changes the core at once; what follows from it is carried out
+once for all events of one turn of the loop (`_settle`). The journal has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from nomadfn_agent import wire
+from nomadfn_agent.wire import payload
+
+from nomadfn import ports
+from nomadfn.control.connections import LOG_BACKLOG_BYTES, Connection
+from nomadfn.control.durable import DurableWriter
+from nomadfn.control.logs import LogBook
+from nomadfn.control.operations import Operations, encode_json_payload
+from nomadfn.control.tokens import Identity, Tokens
+from nomadfn.core import calls, effects
+from nomadfn.core.core import Core
+from nomadfn.core.model import NO_DEADLINE, Container, Function
+from nomadfn.exception import Error, InvalidError, ResourceExhaustedError
+
+LOCAL_SESSION = "se-http"
+"""The session of calls that come over HTTP; it is always there."""
+DRAIN_PATIENCE_S = 1.0
+"""How long a container that is to end may take to do so by itself, before it is told by a signal."""
+LAST_FRAMES_S = 1.0
+"""How long the last frames of a container that has ended are waited for."""
+
+
+@dataclass(slots=True)
+class Address:
+    """Where the service is reached, and what it is."""
+
+    data_url: str = ""
+    http_url: str = ""
+    data_dir: str = ""
+    code_cache: str = ""
+    blobs: str = ""
+    target: str = ""
+    started_at: float = 0.0
+    private: bool = False
+
+
+@dataclass(slots=True)
+class Runner:
+    """What the service knows of a container beside the core."""
+
+    container: Container
+    connection: Connection | None = None
+    ended: ports.ContainerEnded | None = None
+    label: tuple[str, str, int] = ("", "", -1)
+    """App, function and index, for its log lines."""
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+
+
+class Service:
+    """One control service that leads. `main` builds it from adapters."""
+
+    def __init__(
+        self,
+        core: Core,
+        cluster: ports.Cluster,
+        registry: ports.Registry,
+        blobs: ports.Blobs,
+        tokens: Tokens,
+        address: Address,
+        journal: ports.Journal,
+        on_fatal: Callable[[Exception], None],
+    ) -> None:
+        self.core = core
+        self.cluster = cluster
+        self.registry = registry
+        self.blobs = blobs
+        self.tokens = tokens
+        self.address = address
+        self.logs = LogBook()
+        self.operations = Operations(self)
+        self.sessions: dict[str, Connection] = {}
+        self.runners: dict[str, Runner] = {}
+        self.watchers: dict[str, dict[str, tuple[bool, bool]]] = {}
+        """App → session → whether it watches logs, and figures."""
+        self.visible_waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self.gone_waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self.submit_waiters: dict[str, asyncio.Future[None]] = {}
+        """Calls made over HTTP that wait to be accepted."""
+        self._on_fatal = on_fatal
+        self._clock_base = time.time() - time.monotonic()
+        self._loop = asyncio.get_running_loop()
+        self._journal_waiters: list[asyncio.Future[None]] = []
+        self._scheduled = False
+        self._ticker: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._figures: dict[str, wire.Stats] = {}
+        self._figures_at = 0.0
+        self._blocked_since: dict[str, float] = {}
+        self.writer = DurableWriter(
+            journal,
+            lambda number: self._threadsafe(self._on_durable, number),
+            lambda error: self._threadsafe(on_fatal, error),
+        )
+        core.open_session(LOCAL_SESSION)
+
+    def now(self) -> float:
+        """Unix time as it was at the start, plus the time since: it never goes back."""
+        return self._clock_base + time.monotonic()
+
+    async def start(self) -> None:
+        await self.cluster.open(self._on_cluster_event)
+        self.writer.start()
+        self._tick()
+
+    async def close(self) -> None:
+        """End every container, write what is there, close."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await self.cluster.close()
+        for connection in list(self.sessions.values()):
+            connection.close()
+        await asyncio.to_thread(self.writer.close)
+
+    def log(self, text: str) -> None:
+        """A line for whoever looks after the service."""
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+    def _threadsafe(self, call: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended before the journal's thread
+            self._loop.call_soon_threadsafe(call, *args)
+
+    # The loop's turns
+
+    def poke(self) -> None:
+        """Something changed: settle once, after the other events of this turn."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._settle)
+
+    def _settle(self) -> None:
+        self._scheduled = False
+        now = self.now()
+        for effect in self.core.settle(now):
+            self._carry_out(effect)
+        batch, number = self.core.take_records()
+        if batch:
+            self.writer.write(batch, number)
+        if self.writer.wants_snapshot:
+            self.writer.compact(self.core.snapshot())
+
+    def _tick(self) -> None:
+        delay_s = self.core.tick(self.now())
+        self._settle()
+        self._send_figures()
+        self._ticker = self._loop.call_later(delay_s, self._tick)
+
+    def _on_durable(self, number: int) -> None:
+        self.core.durable(self.now(), number)
+        for waiter in self._journal_waiters:
+            _resolve(waiter)
+        self._journal_waiters.clear()
+        self.poke()
+
+    async def journal_reached(self, number: int) -> None:
+        """Returns once every record up to `number` is durable. Ends with the service if that never comes."""
+        while self.core.state.durable_number < number:
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._journal_waiters.append(waiter)
+            await waiter
+
+    async def await_visible(self, call: str, timeout_s: float) -> None:
+        """Returns when a durable call has something new to show, or after the time."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self.visible_waiters.setdefault(call, []).append(waiter)
+        try:
+            await asyncio.wait((waiter,), timeout=timeout_s)
+        finally:
+            waiters = self.visible_waiters.get(call, [])
+            if waiter in waiters:
+                waiters.remove(waiter)
+            if not waiters:
+                self.visible_waiters.pop(call, None)
+
+    async def spawn(self, function: Function, arguments: bytes) -> str:
+        """A durable call with JSON arguments; returns its id once it is safe. Raises `ResourceExhaustedError`."""
+        id = f"fc-{int(self.now()):08x}{secrets.token_hex(12)}"
+        data, refs = await asyncio.to_thread(encode_json_payload, self.address.blobs, arguments)
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self.submit_waiters[id] = waiter
+        submission = calls.Submission(id, function.id, wire.SPAWN, 0, [data], wire.JSON, refs)
+        self.core.submit(self.now(), LOCAL_SESSION, submission)
+        self.poke()
+        await waiter
+        return id
+
+    def _carry_out(self, effect: effects.Effect) -> None:
+        match effect:
+            case effects.Deliver():
+                self._to_runner(
+                    effect.container,
+                    wire.Deliver(
+                        effect.call,
+                        effect.deliveries,
+                        effect.indexes,
+                        effect.payloads,
+                        [effect.codecs[0]] if len(set(effect.codecs)) == 1 else effect.codecs,
+                    ),
+                )
+            case effects.SendResults():
+                self._send_results(effect)
+            case effects.Accept():
+                self._accepted(effect)
+            case effects.Reject():
+                self._rejected(effect)
+            case effects.Visible():
+                for waiter in self.visible_waiters.pop(effect.call, ()):
+                    _resolve(waiter)
+            case effects.Recall():
+                self._to_runner(effect.container, wire.Recall(effect.deliveries))
+            case effects.Interrupt():
+                self._to_runner(effect.container, wire.Interrupt(effect.deliveries))
+            case effects.StartContainer():
+                self._start(effect.container)
+            case effects.StopContainer():
+                self._stop(effect)
+            case effects.DropBlob():
+                self._drop_blob(effect.reference)
+            case effects.AppGone():
+                self._app_gone(effect.app)
+            case effects.Notice():
+                self.notice(effect.app, effect.function, effect.text)
+            case effects.FunctionChanged():
+                pass
+
+    # Clients
+
+    def identify(self, bearer: str | None) -> Identity:
+        return self.tokens.identify(bearer)
+
+    def welcome(self, connection: Connection, hello: wire.Hello) -> bool:
+        """A connection has said who it is; False ends it."""
+        if hello.version != wire.VERSION:
+            self.log(f"{hello.role} {hello.session} speaks version {hello.version} of the protocol, not {wire.VERSION}")
+            return False
+        if hello.role == "runner":
+            return self._welcome_runner(connection)
+        if connection.identity.container != hello.parent or hello.session == LOCAL_SESSION:
+            return False
+        former = self.sessions.get(hello.session)
+        if former is not None:
+            if former.identity != connection.identity:
+                return False
+            former.close()
+        self.sessions[hello.session] = connection
+        resumed = self.core.open_session(hello.session, hello.parent, hello.seen)
+        limits = self.core.state.limits
+        connection.send(
+            wire.Welcome(
+                version=wire.VERSION,
+                epoch=self.core.state.epoch,
+                resumed=resumed,
+                blobs=self.address.blobs,
+                http_url=self.address.http_url,
+                map_window=limits.map_in_flight,
+                max_payload_bytes=limits.payload_bytes,
+                max_function_bytes=limits.function_bytes,
+                target=self.address.target,
+            )
+        )
+        self.poke()
+        return True
+
+    def on_client_frame(self, connection: Connection, frame: wire.ClientFrame) -> None:
+        match frame:
+            case wire.Submit():
+                self._submit(connection, frame)
+            case wire.Ack():
+                self.core.acknowledge(connection.id, frame.number)
+            case wire.Request():
+                task = self._loop.create_task(self._answer(connection, frame))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            case wire.Hello():
+                connection.close()
+
+    def _submit(self, connection: Connection, frame: wire.Submit) -> None:
+        now = self.now()
+        try:
+            connection.identity.require_app(frame.function.partition("/")[0])
+            self.core.submit(
+                now,
+                connection.id,
+                calls.Submission(
+                    frame.call,
+                    frame.function,
+                    frame.kind,
+                    frame.first,
+                    frame.payloads,
+                    frame.codec,
+                    frame.refs,
+                    frame.priority,
+                    NO_DEADLINE if frame.deadline_s is None else now + frame.deadline_s,
+                ),
+            )
+        except Error as error:
+            name = type(error).__name__
+            connection.send(wire.Rejected(frame.call, frame.first, len(frame.payloads), name, str(error)))
+        self.poke()
+
+    async def _answer(self, connection: Connection, request: wire.Request) -> None:
+        try:
+            body = await self.operations.perform(request.operation, request.body, connection.identity, connection.id)
+            reply = wire.Reply(request.id, body)
+        except Error as error:
+            reply = wire.Reply(request.id, None, type(error).__name__, str(error))
+        except (KeyError, TypeError, ValueError) as error:
+            reply = wire.Reply(
+                request.id, None, "InvalidError", f"{request.operation}: the request is wrong: {error!r}"
+            )
+        except Exception as error:
+            self.log(f"{request.operation} failed: {error!r}")
+            reply = wire.Reply(request.id, None, "InternalError", f"{request.operation} failed: {error!r}")
+        connection.send(reply)
+
+    def _send_results(self, effect: effects.SendResults) -> None:
+        connection = self.sessions.get(effect.session)
+        if connection is not None:
+            connection.send(
+                wire.Results(effect.number, effect.call, effect.indexes, effect.statuses, effect.payloads, effect.codec)
+            )
+
+    def _accepted(self, effect: effects.Accept) -> None:
+        if effect.session == LOCAL_SESSION:
+            _resolve(self.submit_waiters.pop(effect.call, None))
+        elif (connection := self.sessions.get(effect.session)) is not None:
+            connection.send(wire.Accepted(effect.call, effect.first, effect.count))
+
+    def _rejected(self, effect: effects.Reject) -> None:
+        if effect.session == LOCAL_SESSION:
+            waiter = self.submit_waiters.pop(effect.call, None)
+            if waiter is not None and not waiter.done():
+                waiter.set_exception(_error_of(effect))
+        elif (connection := self.sessions.get(effect.session)) is not None:
+            connection.send(
+                wire.Rejected(
+                    effect.call,
+                    effect.first,
+                    effect.count,
+                    effect.error,
+                    effect.message,
+                    effect.retry_after_s,
+                    effect.limit,
+                    effect.value,
+                    effect.maximum,
+                )
+            )
+
+    def on_disconnect(self, connection: Connection) -> None:
+        if connection.role == "runner":
+            self._runner_gone(connection)
+        elif self.sessions.get(connection.id) is connection:
+            del self.sessions[connection.id]
+            for watchers in self.watchers.values():
+                watchers.pop(connection.id, None)
+            self.core.detach_session(self.now(), connection.id)
+            if connection.identity.container:
+                # A client inside a container that is gone does not come back.
+                container = self.core.container(connection.identity.container)
+                if container is None:
+                    self.core.end_session(self.now(), connection.id)
+            self.poke()
+
+    # Containers
+
+    def _start(self, container: Container) -> None:
+        function = container.function
+        app = self.core.state.apps.get(function.app)
+        label = (function.app, function.spec.name, container.index)
+        self.runners[container.id] = Runner(container, label=label)
+        token = self.tokens.issue(container.id, function.app)
+        env = {
+            "NOMADFN_DATA_URL": self.address.data_url,
+            "NOMADFN_HTTP_URL": self.address.http_url,
+            "NOMADFN_TOKEN": token,
+            "NOMADFN_CONTAINER_ID": container.id,
+            "NOMADFN_APP_ID": function.app,
+            "NOMADFN_APP_NAME": app.name if app is not None else "",
+        }
+        self.cluster.start(ports.Placement(container.id, function.id, container.index, env))
+
+    def _welcome_runner(self, connection: Connection) -> bool:
+        runner = self.runners.get(connection.id)
+        if runner is None or runner.connection is not None or connection.identity.container != connection.id:
+            return False
+        runner.connection = connection
+        function = runner.container.function
+        app = self.core.state.apps.get(function.app)
+        if app is None:
+            return False
+        runner.container.revision = function.revision
+        connection.send(
+            wire.Bind(
+                function=function.id,
+                spec=function.spec,
+                code=app.code,
+                app=function.app,
+                app_name=app.name,
+                index=runner.container.index,
+                blobs=self.address.blobs,
+                code_cache=self.address.code_cache,
+            )
+        )
+        return True
+
+    def on_runner_frame(self, connection: Connection, frame: wire.RunnerFrame) -> None:
+        now = self.now()
+        match frame:
+            case wire.Outputs():
+                self.core.outputs(now, connection.id, frame.deliveries, frame.statuses, frame.payloads, frame.run_ns)
+            case wire.Ready():
+                self.core.container_ready(now, connection.id, frame.slots)
+            case wire.Returned():
+                self.core.returned(now, connection.id, frame.deliveries)
+            case wire.StartFailed():
+                raised = payload.decode_raised(frame.payload)
+                self.core.container_start_failed(now, connection.id, raised.traceback or raised.text)
+            case wire.Hello():
+                connection.close()
+        self.poke()
+
+    def _to_runner(self, container: str, frame: wire.ToRunnerFrame) -> None:
+        runner = self.runners.get(container)
+        if runner is not None and runner.connection is not None:
+            runner.connection.send(frame)
+
+    def _stop(self, effect: effects.StopContainer) -> None:
+        runner = self.runners.get(effect.container)
+        if runner is None:
+            return
+        if effect.grace_s == 0 or runner.connection is None:
+            self.cluster.stop(effect.container, effect.grace_s)
+            return
+        runner.connection.send(wire.Drain())
+        rest_s = max(0.0, effect.grace_s - DRAIN_PATIENCE_S)
+        stop = self._loop.call_later(DRAIN_PATIENCE_S, self.cluster.stop, effect.container, rest_s)
+        runner.timers.append(stop)
+
+    def _on_cluster_event(self, event: ports.ClusterEvent) -> None:
+        match event:
+            case ports.ContainerStarted():
+                if (container := self.core.container(event.container)) is not None:
+                    container.pid = event.pid
+            case ports.ContainerOutput():
+                self._on_output(event)
+            case ports.ContainerEnded():
+                self._on_ended(event)
+            case ports.ClusterLost():
+                self._on_fatal(InvalidError(f"containers cannot be run any more: {event.what}"))
+
+    def _on_ended(self, event: ports.ContainerEnded) -> None:
+        """Its last frames may still be on their way: the loss counts once its connection has ended, too."""
+        runner = self.runners.get(event.container)
+        if runner is None:
+            return
+        runner.ended = event
+        if runner.connection is None or runner.connection.closed:
+            self._lost(event.container)
+        else:
+            runner.timers.append(self._loop.call_later(LAST_FRAMES_S, self._lost, event.container))
+
+    def _runner_gone(self, connection: Connection) -> None:
+        runner = self.runners.get(connection.id)
+        if runner is None or runner.connection is not connection:
+            return
+        if runner.ended is not None:
+            self._lost(connection.id)
+        else:
+            # Without its connection it is of no use: should it not have ended, it does now.
+            self.cluster.stop(connection.id, DRAIN_PATIENCE_S)
+
+    def _lost(self, id: str) -> None:
+        runner = self.runners.pop(id, None)
+        if runner is None or runner.ended is None:
+            return
+        for timer in runner.timers:
+            timer.cancel()
+        if runner.connection is not None:
+            runner.connection.close()
+        self.tokens.revoke(id)
+        self.core.container_lost(self.now(), id, runner.ended.what, runner.ended.tail)
+        self.poke()
+
+    # Logs and figures
+
+    def _on_output(self, event: ports.ContainerOutput) -> None:
+        runner = self.runners.get(event.container)
+        if runner is not None:
+            app, function, index = runner.label
+            self._publish(wire.Log(event.container, event.stream, event.text, app, function, index))
+
+    def notice(self, app: str, function: str, text: str) -> None:
+        """A line of the service itself among an app's output."""
+        self._publish(wire.Log("", 0, text + "\n", app, function, -1))
+
+    def _publish(self, line: wire.Log) -> None:
+        self.logs.add(line)
+        for session, (wants_logs, _) in self.watchers.get(line.app, {}).items():
+            connection = self.sessions.get(session)
+            if connection is None or not wants_logs:
+                continue
+            if connection.backlog_bytes > LOG_BACKLOG_BYTES:
+                connection.skipped += 1
+                continue
+            if connection.skipped:
+                text = f"({connection.skipped:,} pieces of output were left out: this terminal is too slow)\n"
+                connection.send(wire.Log("", 0, text, line.app))
+                connection.skipped = 0
+            connection.send(line)
+
+    def _send_figures(self) -> None:
+        """To those who watch: what changed of each function, some times a second."""
+        now = self.now()
+        if now - self._figures_at < 0.1:
+            return
+        self._figures_at = now
+        for app_id, watchers in self.watchers.items():
+            app = self.core.state.apps.get(app_id)
+            if app is None or not watchers:
+                continue
+            for function in app.functions.values():
+                self._notice_blocked(now, function)
+                figures = self.operations.figures(function)
+                if self._figures.get(function.id) == figures:
+                    continue
+                self._figures[function.id] = figures
+                for session, (_, wants_figures) in watchers.items():
+                    if wants_figures and (connection := self.sessions.get(session)) is not None:
+                        connection.send(figures)
+
+    def _notice_blocked(self, now: float, function: Any) -> None:
+        """Say once for each stretch of work what keeps a function from the containers it wants."""
+        if not function.blocked:
+            self._blocked_since.pop(function.id, None)
+            return
+        since = self._blocked_since.setdefault(function.id, now)
+        if since and now - since > 1.0:
+            self._blocked_since[function.id] = 0.0
+            self.notice(function.app, function.spec.name, f"limited by {function.blocked}")
+
+    # The rest
+
+    def _drop_blob(self, reference: bytes) -> None:
+        name = payload.decode_ref(reference).name
+        self._loop.run_in_executor(None, self.blobs.delete, name)
+
+    def _app_gone(self, app: str) -> None:
+        self.watchers.pop(app, None)
+        for id in [id for id in self._figures if id.startswith(f"{app}/")]:
+            self._figures.pop(id, None)
+            self._blocked_since.pop(id, None)
+        for waiter in self.gone_waiters.pop(app, ()):
+            _resolve(waiter)
+        self.logs.end(app)
+        self._loop.run_in_executor(None, self.operations.forget_app, app)
+
+    async def perform(self, operation: str, body: dict[str, Any], identity: Identity) -> Any:
+        """One operation for somebody who is not on a websocket."""
+        return await self.operations.perform(operation, body, identity, "")
+
+    async def follow_logs(self, app: str, tail: int) -> AsyncGenerator[dict[str, Any]]:
+        id = self.operations.find_app(app).id
+        async with contextlib.aclosing(self.logs.follow(id, tail)) as lines:
+            async for line in lines:
+                yield self.operations.log_line(line)
+
+
+def _resolve(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
+
+
+def _error_of(effect: effects.Reject) -> Exception:
+    from nomadfn import exception
+
+    if effect.error == "ResourceExhaustedError":
+        return ResourceExhaustedError(
+            effect.message,
+            limit=effect.limit,
+            value=effect.value,
+            maximum=effect.maximum,
+            retry_after_s=effect.retry_after_s,
+        )
+    kind = getattr(exception, effect.error, exception.InternalError)
+    return kind(effect.message) if issubclass(kind, Exception) else InvalidError(effect.message)
