@@ -1,0 +1,12 @@
+"""`python -m nomadfn_agent --supervisor-fd N`: the supervisor of a machine's containers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .supervisor import main
+
+parser = argparse.ArgumentParser(prog="nomadfn_agent", description=__doc__)
+parser.add_argument("--supervisor-fd", type=int, required=True, help="the inherited socket to the control service")
+sys.exit(main(parser.parse_args().supervisor_fd))

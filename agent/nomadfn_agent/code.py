@@ -1,0 +1,194 @@
+"""From what `Bind` says to a function that can be called: unpack the source, import it, find the function."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from .wire import Bind, FunctionSpec
+from .wire.payload import Raised, blob_path, describe_exception, digest_of, safe_str
+
+AGENT_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
+MACHINERY = (
+    AGENT_FOLDER,
+    os.path.dirname(asyncio.__file__) + os.sep,
+    os.path.dirname(importlib.__file__) + os.sep,
+    "<frozen ",
+)
+"""Whose frames stand above the user's own in a traceback."""
+
+
+class LoadError(Exception):
+    """The function cannot be loaded, and no exception of user code says why; the text does."""
+
+
+class Code:
+    """The program's source in this container. `folder` is empty where there is no archive."""
+
+    def __init__(self, bind: Bind) -> None:
+        self.bind = bind
+        self.folder = ""
+
+    def load(self) -> Callable[..., Any]:
+        """Import the program and return the bare function. Raises LoadError, or what user code raised."""
+        bind = self.bind
+        wanted, here = bind.code.python, f"{sys.version_info.major}.{sys.version_info.minor}"
+        if wanted and wanted != here:
+            raise LoadError(
+                f"the program runs on Python {wanted} and its containers on Python {here}: "
+                f"run both on the same minor version"
+            )
+        if bind.code.as_modal:
+            install_modal_alias()
+        if bind.code.digest:
+            self.folder = unpack(bind.blobs, bind.code_cache, bind.code.digest)
+            sys.path.insert(0, self.folder)
+            importlib.invalidate_caches()
+        if bind.code.main_module:
+            main = self._import(bind.code.main_module)
+            sys.modules["__main__"] = main
+            sys.argv = [main.__file__ or ""]
+        if bind.spec.serialized_ref:
+            return self._unpickle(bind.spec.serialized_ref)
+        return find_function(self._import(bind.spec.module), bind.spec, bind.app_name)
+
+    def describe(self, error: BaseException) -> Raised:
+        """Pack what user code raised; only its own frames, under the paths that the user knows.
+
+        Only an `Exception` travels as itself: a SystemExit must not end the program that asked.
+        """
+        if isinstance(error, LoadError):
+            return Raised(b"", "ExecutionError", str(error), "")
+        try:
+            skip_frames(error)
+            raised = describe_exception(error, (AGENT_FOLDER, "<frozen ", *_library_folders()))
+        except Exception:
+            return Raised(b"", type(error).__qualname__, safe_str(error), "")
+        pickled = raised.pickled if isinstance(error, Exception) else b""
+        return Raised(pickled, raised.type_name, raised.text, self._as_origin(raised.traceback))
+
+    def _as_origin(self, text: str) -> str:
+        origin = self.bind.code.origin
+        return text.replace(self.folder, origin.rstrip("/") or origin) if self.folder and origin else text
+
+    def _import(self, name: str) -> ModuleType:
+        module = importlib.import_module(name)
+        path = os.path.join(self.folder, *name.split("."))
+        ours = [one for one in (path + ".py", os.path.join(path, "__init__.py")) if self.folder and os.path.exists(one)]
+        if ours and getattr(module, "__file__", None) not in ours:
+            raise LoadError(
+                f"the program's module {name!r} has the name of another module "
+                f"({getattr(module, '__file__', None) or 'built in'}): rename its file"
+            )
+        return module
+
+    def _unpickle(self, digest: str) -> Callable[..., Any]:
+        name = self.bind.spec.name
+        try:
+            with open(blob_path(self.bind.blobs, digest), "rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise LoadError(f"the pickled function {name} could not be read: {error}") from error
+        if digest_of(data) != digest:
+            raise LoadError(f"the pickled function {name} is damaged: deploy or run the program again")
+        return raw_function(pickle.loads(data), name)
+
+
+def unpack(blobs: str, cache: str, digest: str) -> str:
+    """The folder with the unpacked archive `digest`; whole or not there, also when runners race to make it."""
+    target = os.path.join(cache, digest)
+    if os.path.isdir(target):
+        return target
+    os.makedirs(cache, exist_ok=True)
+    temporary = tempfile.mkdtemp(dir=cache, prefix=".tmp-")
+    try:
+        os.chmod(temporary, 0o755)
+        with zipfile.ZipFile(blob_path(blobs, digest)) as archive:
+            archive.extractall(temporary)
+        os.rename(temporary, target)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not os.path.isdir(target):
+            raise LoadError(f"the program's source could not be unpacked: {error}") from error
+    return target
+
+
+def find_function(module: ModuleType, spec: FunctionSpec, app_name: str) -> Callable[..., Any]:
+    """The bare function behind `spec`, also where the module has bound its name to something else since.
+
+    Raises LoadError.
+    """
+    for value in list(vars(module).values()):
+        if type(value).__module__.startswith("nomadfn.") and getattr(value, "name", None) == app_name:
+            registered = getattr(value, "registered_functions", None)
+            if isinstance(registered, dict) and spec.name in registered:
+                return raw_function(registered[spec.name], spec.name)
+    found: Any = module
+    for part in spec.qualname.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise LoadError(
+                f"the module {module.__name__!r} has no {spec.qualname!r} when it is imported in a container: "
+                f"define the function {spec.name} at the module's top level, whatever the environment"
+            ) from None
+    return raw_function(found, spec.name)
+
+
+def raw_function(found: Any, name: str) -> Callable[..., Any]:
+    """What the user wrote, without the decorator around it. Raises LoadError."""
+    raw = getattr(found, "raw_f", found)
+    if not callable(raw):
+        raise LoadError(f"{name} is no function in the container but a value of type {type(raw).__name__}")
+    function: Callable[..., Any] = raw
+    return function
+
+
+def skip_frames(error: BaseException) -> None:
+    """Drop the frames above the first one of the user from the error's traceback."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(MACHINERY):
+        frames = frames.tb_next
+    error.__traceback__ = frames
+
+
+def _library_folders() -> Sequence[str]:
+    library = sys.modules.get("nomadfn")
+    path = getattr(library, "__file__", None)
+    return (os.path.dirname(path) + os.sep,) if path else ()
+
+
+class _ModalAlias(MetaPathFinder, Loader):
+    """Finds `modal.x` as `nomadfn.x`: one module object under both names, so that classes stay the same."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return importlib.util.spec_from_loader(fullname, self) if fullname.startswith("modal.") else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = importlib.import_module("nomadfn" + spec.name.removeprefix("modal"))
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing to run; the import system has put the alias's spec on the module, its own goes back."""
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state
+
+
+def install_modal_alias() -> None:
+    """Make `import modal` give nomadfn. More than once is no error."""
+    sys.modules["modal"] = importlib.import_module("nomadfn")
+    if not any(isinstance(one, _ModalAlias) for one in sys.meta_path):
+        sys.meta_path.insert(0, _ModalAlias())

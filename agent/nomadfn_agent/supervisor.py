@@ -1,0 +1,357 @@
+"""The warm parent: it forks containers, passes on what they write, and says how they ended.
+
+One thread, no user code, everything imported that a runner needs: a container is one fork away. It speaks
+with the control service over one inherited socket, and that socket is its life: at its end all containers
+are killed. What it has to say waits in `_outbound`; while that is over HIGH_BYTES the containers' pipes are
+not read, so that a flood of output stops the one who writes it and costs no memory. What the control
+service has to say is always read, so the two cannot wait for each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import os
+import selectors
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from . import runner
+from .child import adopt_orphans, run_container
+from .output import Pipe, Tail
+from .wire import STREAM_HEADER, Ended, Log, Start, Started, Stop, decode_to_supervisor, encode_for_stream
+
+HIGH_BYTES = 1024 * 1024
+LOW_BYTES = 256 * 1024
+LAST_READS = 16
+"""Reads of a pipe whose container has ended. What the container wrote is in the pipe by then; more than that
+comes only from a process that escaped and still writes."""
+FINISH_S = 2.0
+"""The longest that the end of the supervisor waits for killed containers and for the control service to read."""
+WARM_MODULES = (
+    "cloudpickle",
+    "encodings.cp437",
+    "websockets.client",
+    "websockets.exceptions",
+    "websockets.frames",
+    "websockets.uri",
+)
+HELD_SIGNALS = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
+
+class Container:
+    """One container that runs: its process, what it writes, and when it is to be killed."""
+
+    def __init__(self, name: str, pid: int, pipes: list[Pipe]) -> None:
+        self.name = name
+        self.pid = pid
+        self.pipes = pipes
+        self.tail = Tail()
+        self.kill_at: float | None = None
+
+    def signal_all(self, number: int) -> None:
+        """Signal the container's whole process group."""
+        try:
+            os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+class Supervisor:
+    """Serves one control service over `control` until it is gone."""
+
+    def __init__(self, control: socket.socket) -> None:
+        control.setblocking(False)
+        self._control = control
+        self._inbound = bytearray()
+        self._outbound: deque[memoryview] = deque()
+        self._outbound_bytes = 0
+        self._paused = False
+        self._ending = False
+        self._containers: dict[int, Container] = {}
+        self._pids: dict[str, int] = {}
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ, self._on_control)
+        self._wake_read, wake_write = os.pipe()
+        for handle in (self._wake_read, wake_write):
+            os.set_blocking(handle, False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in HELD_SIGNALS:
+            signal.signal(number, self._on_end_signal)
+
+    def serve(self) -> None:
+        """Run until the control service is gone or a signal says so; nothing of ours is left then."""
+        while not self._ending:
+            for key, events in self._selector.select(self._next_kill_s()):
+                if self._selector.get_map().get(key.fd) is key:  # What came before it has not closed it.
+                    key.data(events)
+            self._kill_overdue()
+        self._finish()
+
+    def _on_control(self, events: int) -> None:
+        if events & selectors.EVENT_WRITE:
+            self._write()
+        if events & selectors.EVENT_READ:
+            try:
+                data = self._control.recv(65536)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._ending = True
+                return
+            self._inbound += data
+            while (body := self._next_frame()) is not None:
+                match decode_to_supervisor(body):
+                    case Start(container, env):
+                        self._start(container, env)
+                    case Stop(container, grace_s):
+                        self._stop(container, grace_s)
+
+    def _next_frame(self) -> bytes | None:
+        head = STREAM_HEADER.size
+        if len(self._inbound) < head:
+            return None
+        (length,) = STREAM_HEADER.unpack_from(self._inbound)
+        if len(self._inbound) < head + length:
+            return None
+        body = bytes(self._inbound[head : head + length])
+        del self._inbound[: head + length]
+        return body
+
+    def _start(self, name: str, env: dict[str, str]) -> None:
+        if name in self._pids:
+            return
+        parent = os.getpid()
+        handles: list[int] = []
+        try:
+            handles += os.pipe()
+            handles += os.pipe()
+            # A signal that finds the child before it is on its own feet waits.
+            signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
+            pid = os.fork()
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
+            for handle in handles:
+                os.close(handle)
+            self._send(Ended(name, 1, f"nomadfn: the container could not be started: {error}"))
+            return
+        out_read, out_write, err_read, err_write = handles
+        if not pid:
+            self._selector.close()
+            self._control.close()
+            run_container(runner.main, env, (out_write, err_write), parent)
+        os.setpgid(pid, pid)  # The child does so too: whoever comes first, a signal to the group finds it.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
+        os.close(out_write)
+        os.close(err_write)
+        container = Container(name, pid, [Pipe(out_read, 1), Pipe(err_read, 2)])
+        self._containers[pid] = container
+        self._pids[name] = pid
+        self._send(Started(name, pid))
+        if not self._paused:
+            self._listen(container)
+
+    def _stop(self, name: str, grace_s: float) -> None:
+        container = self._containers.get(self._pids.get(name, 0))
+        if container is None:
+            return
+        container.signal_all(signal.SIGTERM if grace_s > 0 else signal.SIGKILL)
+        if grace_s > 0:
+            kill_at = time.monotonic() + grace_s
+            container.kill_at = kill_at if container.kill_at is None else min(kill_at, container.kill_at)
+
+    def _next_kill_s(self) -> float | None:
+        times = [one.kill_at for one in self._containers.values() if one.kill_at is not None]
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def _kill_overdue(self) -> None:
+        now = time.monotonic()
+        for container in self._containers.values():
+            if container.kill_at is not None and container.kill_at <= now:
+                container.kill_at = None
+                container.signal_all(signal.SIGKILL)
+
+    def _on_wake(self, events: int) -> None:
+        try:
+            os.read(self._wake_read, 4096)
+        except BlockingIOError:
+            pass
+        self._reap()
+
+    def _on_end_signal(self, *_: Any) -> None:
+        self._ending = True
+
+    def _reap(self) -> None:
+        """Take note of every process that has ended: containers, and orphans that came to us."""
+        ended = False
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if not pid:
+                break
+            container = self._containers.pop(pid, None)
+            if container is not None:
+                del self._pids[container.name]
+                self._bury(container, os.waitstatus_to_exitcode(status))
+            ended = True
+        if ended:
+            self._kill_orphans()
+
+    def _bury(self, container: Container, exit_code: int) -> None:
+        """End what the container has left behind, pass on its last words, and say that it is gone."""
+        container.signal_all(signal.SIGKILL)
+        for pipe in container.pipes:
+            self._forget(pipe)
+            for _ in range(LAST_READS):
+                text, more = pipe.read()
+                self._log(container, pipe, text)
+                if not more:
+                    break
+            self._log(container, pipe, pipe.close())
+        self._send(Ended(container.name, exit_code, container.tail.lines()))
+
+    def _kill_orphans(self) -> None:
+        """Kill adopted processes whose container is gone; a daemon of a living container stays."""
+        for pid in _children():
+            if pid in self._containers:
+                continue
+            name = _container_of(pid)
+            if name and name not in self._pids:
+                _kill(pid)
+
+    def _listen(self, container: Container) -> None:
+        for pipe in container.pipes:
+            if pipe.open:
+                self._selector.register(pipe.handle, selectors.EVENT_READ, self._reader(container, pipe))
+
+    def _reader(self, container: Container, pipe: Pipe) -> Callable[[int], None]:
+        def on_output(events: int) -> None:
+            text, _ = pipe.read()
+            if not pipe.open:
+                self._selector.unregister(pipe.handle)
+            self._log(container, pipe, text)
+
+        return on_output
+
+    def _forget(self, pipe: Pipe) -> None:
+        if pipe.open and pipe.handle in self._selector.get_map():
+            self._selector.unregister(pipe.handle)
+
+    def _log(self, container: Container, pipe: Pipe, text: str) -> None:
+        if text:
+            container.tail.add(text)
+            self._send(Log(container.name, pipe.stream, text))
+
+    def _send(self, frame: Started | Ended | Log) -> None:
+        data = memoryview(encode_for_stream(frame))
+        self._outbound.append(data)
+        self._outbound_bytes += len(data)
+        if len(self._outbound) == 1:
+            self._write()
+
+    def _write(self) -> None:
+        """Send what the socket takes, and pause or go on with the pipes by what is left."""
+        try:
+            while self._outbound:
+                sent = self._control.send(self._outbound[0])
+                self._outbound_bytes -= sent
+                if sent == len(self._outbound[0]):
+                    self._outbound.popleft()
+                else:
+                    self._outbound[0] = self._outbound[0][sent:]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._ending = True
+            self._outbound.clear()
+            self._outbound_bytes = 0
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbound else 0)
+        if self._selector.get_key(self._control).events != wanted:
+            self._selector.modify(self._control, wanted, self._on_control)
+        self._pause_or_resume()
+
+    def _pause_or_resume(self) -> None:
+        if not self._paused and self._outbound_bytes > HIGH_BYTES:
+            self._paused = True
+            for container in self._containers.values():
+                for pipe in container.pipes:
+                    self._forget(pipe)
+        elif self._paused and self._outbound_bytes < LOW_BYTES:
+            self._paused = False
+            for container in self._containers.values():
+                self._listen(container)
+
+    def _finish(self) -> None:
+        """Kill everything, wait until it is gone, and hand over what there still is to say."""
+        deadline = time.monotonic() + FINISH_S
+        while time.monotonic() < deadline:
+            for container in list(self._containers.values()):
+                container.signal_all(signal.SIGKILL)
+            for pid in _children():
+                _kill(pid)
+            self._reap()
+            self._write()
+            if not self._containers and not self._outbound and not _children():
+                break
+            time.sleep(0.002)
+
+
+def _children() -> list[int]:
+    """This process's children, adopted ones included. Empty where the system does not tell."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
+            return [int(pid) for pid in file.read().split()]
+    except OSError:
+        return []
+
+
+def _container_of(pid: int) -> str:
+    """The container whose environment a process was started with; empty if it tells none."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            for item in file.read().split(b"\0"):
+                if item.startswith(b"NOMADFN_CONTAINER_ID="):
+                    return item.partition(b"=")[2].decode(errors="replace")
+    except OSError:
+        pass
+    return ""
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def main(handle: int) -> int:
+    """Serve the control service behind the inherited socket `handle`. Returns the exit code."""
+    control = socket.socket(fileno=handle)
+    control.set_inheritable(False)
+    adopt_orphans()
+    warm_up()
+    supervisor = Supervisor(control)
+    gc.disable()
+    gc.collect()
+    gc.freeze()
+    supervisor.serve()
+    return 0
+
+
+def warm_up() -> None:
+    """Have everything imported, and done once, that a runner would otherwise do after its fork."""
+    for name in WARM_MODULES:
+        importlib.import_module(name)
+    "warm".encode("idna")  # As a host name is, on its way to a connection.
+    asyncio.new_event_loop().close()
