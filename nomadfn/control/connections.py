@@ -72,7 +72,7 @@ class Connection(picows.WSListener):
             if not self.service.welcome(self, hello):
                 self.close()
         elif self.role == "runner":
-            self.service.on_runner_frame(self, wire.decode_from_runner(data))
+            self.service.containers.on_frame(self, wire.decode_from_runner(data))
         else:
             self.service.on_client_frame(self, wire.decode_from_client(data))
 

@@ -162,8 +162,9 @@ class Operations:
     async def _watch(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         identity.require_owner()
         app = self.find_app(str(body["app_id"]))
-        wanted = bool(body.get("logs", True)), bool(body.get("stats", True))
-        self._service.watchers.setdefault(app.id, {})[session] = wanted
+        self._service.watchers.add(
+            app.id, session, logs=bool(body.get("logs", True)), figures=bool(body.get("stats", True))
+        )
         return {}
 
     def find_app(self, name_or_id: str) -> App:

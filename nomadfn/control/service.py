@@ -12,29 +12,27 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from nomadfn_agent import wire
 from nomadfn_agent.wire import payload
 
 from nomadfn import ports
-from nomadfn.control.connections import LOG_BACKLOG_BYTES, Connection
+from nomadfn.control.connections import Connection
+from nomadfn.control.containers import Containers
 from nomadfn.control.durable import DurableWriter
 from nomadfn.control.logs import LogBook
 from nomadfn.control.operations import Operations, encode_json_payload
 from nomadfn.control.tokens import Identity, Tokens
+from nomadfn.control.watchers import Watchers
 from nomadfn.core import calls, effects
 from nomadfn.core.core import Core
-from nomadfn.core.model import NO_DEADLINE, Container, Function
+from nomadfn.core.model import NO_DEADLINE, Function
 from nomadfn.exception import Error, InvalidError, ResourceExhaustedError
 
 LOCAL_SESSION = "se-http"
 """The session of calls that come over HTTP; it is always there."""
-DRAIN_PATIENCE_S = 1.0
-"""How long a container that is to end may take to do so by itself, before it is told by a signal."""
-LAST_FRAMES_S = 1.0
-"""How long the last frames of a container that has ended are waited for."""
 
 
 @dataclass(slots=True)
@@ -49,18 +47,6 @@ class Address:
     target: str = ""
     started_at: float = 0.0
     private: bool = False
-
-
-@dataclass(slots=True)
-class Runner:
-    """What the service knows of a container beside the core."""
-
-    container: Container
-    connection: Connection | None = None
-    ended: ports.ContainerEnded | None = None
-    label: tuple[str, str, int] = ("", "", -1)
-    """App, function and index, for its log lines."""
-    timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
 
 class Service:
@@ -86,23 +72,19 @@ class Service:
         self.logs = LogBook()
         self.operations = Operations(self)
         self.sessions: dict[str, Connection] = {}
-        self.runners: dict[str, Runner] = {}
-        self.watchers: dict[str, dict[str, tuple[bool, bool]]] = {}
-        """App → session → whether it watches logs, and figures."""
+        self.containers = Containers(self)
+        self.watchers = Watchers(self)
         self.visible_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self.gone_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self.submit_waiters: dict[str, asyncio.Future[None]] = {}
         """Calls made over HTTP that wait to be accepted."""
-        self._on_fatal = on_fatal
+        self.on_fatal = on_fatal
         self._clock_base = time.time() - time.monotonic()
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._journal_waiters: list[asyncio.Future[None]] = []
         self._scheduled = False
         self._ticker: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._figures: dict[str, wire.Stats] = {}
-        self._figures_at = 0.0
-        self._blocked_since: dict[str, float] = {}
         self.writer = DurableWriter(
             journal,
             lambda number: self._threadsafe(self._on_durable, number),
@@ -115,7 +97,7 @@ class Service:
         return self._clock_base + time.monotonic()
 
     async def start(self) -> None:
-        await self.cluster.open(self._on_cluster_event)
+        await self.cluster.open(self.containers.on_cluster_event)
         self.writer.start()
         self._tick()
 
@@ -136,7 +118,7 @@ class Service:
 
     def _threadsafe(self, call: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended before the journal's thread
-            self._loop.call_soon_threadsafe(call, *args)
+            self.loop.call_soon_threadsafe(call, *args)
 
     # The loop's turns
 
@@ -144,7 +126,7 @@ class Service:
         """Something changed: settle once, after the other events of this turn."""
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._settle)
+            self.loop.call_soon(self._settle)
 
     def _settle(self) -> None:
         self._scheduled = False
@@ -160,8 +142,8 @@ class Service:
     def _tick(self) -> None:
         delay_s = self.core.tick(self.now())
         self._settle()
-        self._send_figures()
-        self._ticker = self._loop.call_later(delay_s, self._tick)
+        self.watchers.send_figures()
+        self._ticker = self.loop.call_later(delay_s, self._tick)
 
     def _on_durable(self, number: int) -> None:
         self.core.durable(self.now(), number)
@@ -173,13 +155,13 @@ class Service:
     async def journal_reached(self, number: int) -> None:
         """Returns once every record up to `number` is durable. Ends with the service if that never comes."""
         while self.core.state.durable_number < number:
-            waiter: asyncio.Future[None] = self._loop.create_future()
+            waiter: asyncio.Future[None] = self.loop.create_future()
             self._journal_waiters.append(waiter)
             await waiter
 
     async def await_visible(self, call: str, timeout_s: float) -> None:
         """Returns when a durable call has something new to show, or after the time."""
-        waiter: asyncio.Future[None] = self._loop.create_future()
+        waiter: asyncio.Future[None] = self.loop.create_future()
         self.visible_waiters.setdefault(call, []).append(waiter)
         try:
             await asyncio.wait((waiter,), timeout=timeout_s)
@@ -194,7 +176,7 @@ class Service:
         """A durable call with JSON arguments; returns its id once it is safe. Raises `ResourceExhaustedError`."""
         id = f"fc-{int(self.now()):08x}{secrets.token_hex(12)}"
         data, refs = await asyncio.to_thread(encode_json_payload, self.address.blobs, arguments)
-        waiter: asyncio.Future[None] = self._loop.create_future()
+        waiter: asyncio.Future[None] = self.loop.create_future()
         self.submit_waiters[id] = waiter
         submission = calls.Submission(id, function.id, wire.SPAWN, 0, [data], wire.JSON, refs)
         self.core.submit(self.now(), LOCAL_SESSION, submission)
@@ -205,7 +187,7 @@ class Service:
     def _carry_out(self, effect: effects.Effect) -> None:
         match effect:
             case effects.Deliver():
-                self._to_runner(
+                self.containers.send(
                     effect.container,
                     wire.Deliver(
                         effect.call,
@@ -225,19 +207,19 @@ class Service:
                 for waiter in self.visible_waiters.pop(effect.call, ()):
                     _resolve(waiter)
             case effects.Recall():
-                self._to_runner(effect.container, wire.Recall(effect.deliveries))
+                self.containers.send(effect.container, wire.Recall(effect.deliveries))
             case effects.Interrupt():
-                self._to_runner(effect.container, wire.Interrupt(effect.deliveries))
+                self.containers.send(effect.container, wire.Interrupt(effect.deliveries))
             case effects.StartContainer():
-                self._start(effect.container)
+                self.containers.start(effect.container)
             case effects.StopContainer():
-                self._stop(effect)
+                self.containers.stop(effect)
             case effects.DropBlob():
                 self._drop_blob(effect.reference)
             case effects.AppGone():
                 self._app_gone(effect.app)
             case effects.Notice():
-                self.notice(effect.app, effect.function, effect.text)
+                self.watchers.notice(effect.app, effect.function, effect.text)
             case effects.FunctionChanged():
                 pass
 
@@ -252,7 +234,7 @@ class Service:
             self.log(f"{hello.role} {hello.session} speaks version {hello.version} of the protocol, not {wire.VERSION}")
             return False
         if hello.role == "runner":
-            return self._welcome_runner(connection)
+            return self.containers.welcome(connection)
         if connection.identity.container != hello.parent or hello.session == LOCAL_SESSION:
             return False
         former = self.sessions.get(hello.session)
@@ -286,7 +268,7 @@ class Service:
             case wire.Ack():
                 self.core.acknowledge(connection.id, frame.number)
             case wire.Request():
-                task = self._loop.create_task(self._answer(connection, frame))
+                task = self.loop.create_task(self._answer(connection, frame))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             case wire.Hello():
@@ -366,11 +348,10 @@ class Service:
 
     def on_disconnect(self, connection: Connection) -> None:
         if connection.role == "runner":
-            self._runner_gone(connection)
+            self.containers.on_disconnect(connection)
         elif self.sessions.get(connection.id) is connection:
             del self.sessions[connection.id]
-            for watchers in self.watchers.values():
-                watchers.pop(connection.id, None)
+            self.watchers.drop_session(connection.id)
             self.core.detach_session(self.now(), connection.id)
             if connection.identity.container:
                 # A client inside a container that is gone does not come back.
@@ -379,198 +360,18 @@ class Service:
                     self.core.end_session(self.now(), connection.id)
             self.poke()
 
-    # Containers
-
-    def _start(self, container: Container) -> None:
-        function = container.function
-        app = self.core.state.apps.get(function.app)
-        label = (function.app, function.spec.name, container.index)
-        self.runners[container.id] = Runner(container, label=label)
-        token = self.tokens.issue(container.id, function.app)
-        env = {
-            "NOMADFN_DATA_URL": self.address.data_url,
-            "NOMADFN_HTTP_URL": self.address.http_url,
-            "NOMADFN_TOKEN": token,
-            "NOMADFN_CONTAINER_ID": container.id,
-            "NOMADFN_APP_ID": function.app,
-            "NOMADFN_APP_NAME": app.name if app is not None else "",
-        }
-        self.cluster.start(ports.Placement(container.id, function.id, container.index, env))
-
-    def _welcome_runner(self, connection: Connection) -> bool:
-        runner = self.runners.get(connection.id)
-        if runner is None or runner.connection is not None or connection.identity.container != connection.id:
-            return False
-        runner.connection = connection
-        function = runner.container.function
-        app = self.core.state.apps.get(function.app)
-        if app is None:
-            return False
-        runner.container.revision = function.revision
-        connection.send(
-            wire.Bind(
-                function=function.id,
-                spec=function.spec,
-                code=app.code,
-                app=function.app,
-                app_name=app.name,
-                index=runner.container.index,
-                blobs=self.address.blobs,
-                code_cache=self.address.code_cache,
-            )
-        )
-        return True
-
-    def on_runner_frame(self, connection: Connection, frame: wire.RunnerFrame) -> None:
-        now = self.now()
-        match frame:
-            case wire.Outputs():
-                self.core.outputs(now, connection.id, frame.deliveries, frame.statuses, frame.payloads, frame.run_ns)
-            case wire.Ready():
-                self.core.container_ready(now, connection.id, frame.slots)
-            case wire.Returned():
-                self.core.returned(now, connection.id, frame.deliveries)
-            case wire.StartFailed():
-                raised = payload.decode_raised(frame.payload)
-                self.core.container_start_failed(now, connection.id, raised.traceback or raised.text)
-            case wire.Hello():
-                connection.close()
-        self.poke()
-
-    def _to_runner(self, container: str, frame: wire.ToRunnerFrame) -> None:
-        runner = self.runners.get(container)
-        if runner is not None and runner.connection is not None:
-            runner.connection.send(frame)
-
-    def _stop(self, effect: effects.StopContainer) -> None:
-        runner = self.runners.get(effect.container)
-        if runner is None:
-            return
-        if effect.grace_s == 0 or runner.connection is None:
-            self.cluster.stop(effect.container, effect.grace_s)
-            return
-        runner.connection.send(wire.Drain())
-        rest_s = max(0.0, effect.grace_s - DRAIN_PATIENCE_S)
-        stop = self._loop.call_later(DRAIN_PATIENCE_S, self.cluster.stop, effect.container, rest_s)
-        runner.timers.append(stop)
-
-    def _on_cluster_event(self, event: ports.ClusterEvent) -> None:
-        match event:
-            case ports.ContainerStarted():
-                if (container := self.core.container(event.container)) is not None:
-                    container.pid = event.pid
-            case ports.ContainerOutput():
-                self._on_output(event)
-            case ports.ContainerEnded():
-                self._on_ended(event)
-            case ports.ClusterLost():
-                self._on_fatal(InvalidError(f"containers cannot be run any more: {event.what}"))
-
-    def _on_ended(self, event: ports.ContainerEnded) -> None:
-        """Its last frames may still be on their way: the loss counts once its connection has ended, too."""
-        runner = self.runners.get(event.container)
-        if runner is None:
-            return
-        runner.ended = event
-        if runner.connection is None or runner.connection.closed:
-            self._lost(event.container)
-        else:
-            runner.timers.append(self._loop.call_later(LAST_FRAMES_S, self._lost, event.container))
-
-    def _runner_gone(self, connection: Connection) -> None:
-        runner = self.runners.get(connection.id)
-        if runner is None or runner.connection is not connection:
-            return
-        if runner.ended is not None:
-            self._lost(connection.id)
-        else:
-            # Without its connection it is of no use: should it not have ended, it does now.
-            self.cluster.stop(connection.id, DRAIN_PATIENCE_S)
-
-    def _lost(self, id: str) -> None:
-        runner = self.runners.pop(id, None)
-        if runner is None or runner.ended is None:
-            return
-        for timer in runner.timers:
-            timer.cancel()
-        if runner.connection is not None:
-            runner.connection.close()
-        self.tokens.revoke(id)
-        self.core.container_lost(self.now(), id, runner.ended.what, runner.ended.tail)
-        self.poke()
-
-    # Logs and figures
-
-    def _on_output(self, event: ports.ContainerOutput) -> None:
-        runner = self.runners.get(event.container)
-        if runner is not None:
-            app, function, index = runner.label
-            self._publish(wire.Log(event.container, event.stream, event.text, app, function, index))
-
-    def notice(self, app: str, function: str, text: str) -> None:
-        """A line of the service itself among an app's output."""
-        self._publish(wire.Log("", 0, text + "\n", app, function, -1))
-
-    def _publish(self, line: wire.Log) -> None:
-        self.logs.add(line)
-        for session, (wants_logs, _) in self.watchers.get(line.app, {}).items():
-            connection = self.sessions.get(session)
-            if connection is None or not wants_logs:
-                continue
-            if connection.backlog_bytes > LOG_BACKLOG_BYTES:
-                connection.skipped += 1
-                continue
-            if connection.skipped:
-                text = f"({connection.skipped:,} pieces of output were left out: this terminal is too slow)\n"
-                connection.send(wire.Log("", 0, text, line.app))
-                connection.skipped = 0
-            connection.send(line)
-
-    def _send_figures(self) -> None:
-        """To those who watch: what changed of each function, some times a second."""
-        now = self.now()
-        if now - self._figures_at < 0.1:
-            return
-        self._figures_at = now
-        for app_id, watchers in self.watchers.items():
-            app = self.core.state.apps.get(app_id)
-            if app is None or not watchers:
-                continue
-            for function in app.functions.values():
-                self._notice_blocked(now, function)
-                figures = self.operations.figures(function)
-                if self._figures.get(function.id) == figures:
-                    continue
-                self._figures[function.id] = figures
-                for session, (_, wants_figures) in watchers.items():
-                    if wants_figures and (connection := self.sessions.get(session)) is not None:
-                        connection.send(figures)
-
-    def _notice_blocked(self, now: float, function: Any) -> None:
-        """Say once for each stretch of work what keeps a function from the containers it wants."""
-        if not function.blocked:
-            self._blocked_since.pop(function.id, None)
-            return
-        since = self._blocked_since.setdefault(function.id, now)
-        if since and now - since > 1.0:
-            self._blocked_since[function.id] = 0.0
-            self.notice(function.app, function.spec.name, f"limited by {function.blocked}")
-
     # The rest
 
     def _drop_blob(self, reference: bytes) -> None:
         name = payload.decode_ref(reference).name
-        self._loop.run_in_executor(None, self.blobs.delete, name)
+        self.loop.run_in_executor(None, self.blobs.delete, name)
 
     def _app_gone(self, app: str) -> None:
-        self.watchers.pop(app, None)
-        for id in [id for id in self._figures if id.startswith(f"{app}/")]:
-            self._figures.pop(id, None)
-            self._blocked_since.pop(id, None)
+        self.watchers.drop_app(app)
         for waiter in self.gone_waiters.pop(app, ()):
             _resolve(waiter)
         self.logs.end(app)
-        self._loop.run_in_executor(None, self.operations.forget_app, app)
+        self.loop.run_in_executor(None, self.operations.forget_app, app)
 
     async def perform(self, operation: str, body: dict[str, Any], identity: Identity) -> Any:
         """One operation for somebody who is not on a websocket."""

@@ -1,0 +1,169 @@
+"""The containers as the control service sees them: the cluster's events, the runners' frames, start and end."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from nomadfn_agent import wire
+from nomadfn_agent.wire import payload
+
+from nomadfn import ports
+from nomadfn.core import effects
+from nomadfn.core.model import Container
+from nomadfn.exception import ServiceError
+
+if TYPE_CHECKING:
+    from nomadfn.control.connections import Connection
+    from nomadfn.control.service import Service
+
+DRAIN_PATIENCE_S = 1.0
+"""How long a container that is to end may take to do so by itself, before it is told by a signal."""
+LAST_FRAMES_S = 1.0
+"""How long the last frames of a container that has ended are waited for."""
+
+
+@dataclass(slots=True)
+class Runner:
+    """What the service knows of a container beside the core."""
+
+    container: Container
+    connection: Connection | None = None
+    ended: ports.ContainerEnded | None = None
+    label: tuple[str, str, int] = ("", "", -1)
+    """App, function and index, for its log lines."""
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+
+
+class Containers:
+    """Every container that the core has asked for, until the cluster says that it is gone."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._core = service.core
+        self._runners: dict[str, Runner] = {}
+
+    def start(self, container: Container) -> None:
+        function = container.function
+        app = self._core.state.apps.get(function.app)
+        label = (function.app, function.spec.name, container.index)
+        self._runners[container.id] = Runner(container, label=label)
+        token = self._service.tokens.issue(container.id, function.app)
+        env = {
+            "NOMADFN_DATA_URL": self._service.address.data_url,
+            "NOMADFN_HTTP_URL": self._service.address.http_url,
+            "NOMADFN_TOKEN": token,
+            "NOMADFN_CONTAINER_ID": container.id,
+            "NOMADFN_APP_ID": function.app,
+            "NOMADFN_APP_NAME": app.name if app is not None else "",
+        }
+        self._service.cluster.start(ports.Placement(container.id, function.id, container.index, env))
+
+    def welcome(self, connection: Connection) -> bool:
+        runner = self._runners.get(connection.id)
+        if runner is None or runner.connection is not None or connection.identity.container != connection.id:
+            return False
+        runner.connection = connection
+        function = runner.container.function
+        app = self._core.state.apps.get(function.app)
+        if app is None:
+            return False
+        runner.container.revision = function.revision
+        connection.send(
+            wire.Bind(
+                function=function.id,
+                spec=function.spec,
+                code=app.code,
+                app=function.app,
+                app_name=app.name,
+                index=runner.container.index,
+                blobs=self._service.address.blobs,
+                code_cache=self._service.address.code_cache,
+            )
+        )
+        return True
+
+    def on_frame(self, connection: Connection, frame: wire.RunnerFrame) -> None:
+        now = self._service.now()
+        match frame:
+            case wire.Outputs():
+                self._core.outputs(now, connection.id, frame.deliveries, frame.statuses, frame.payloads, frame.run_ns)
+            case wire.Ready():
+                self._core.container_ready(now, connection.id, frame.slots)
+            case wire.Returned():
+                self._core.returned(now, connection.id, frame.deliveries)
+            case wire.StartFailed():
+                raised = payload.decode_raised(frame.payload)
+                self._core.container_start_failed(now, connection.id, raised.traceback or raised.text)
+            case wire.Hello():
+                connection.close()
+        self._service.poke()
+
+    def send(self, container: str, frame: wire.ToRunnerFrame) -> None:
+        runner = self._runners.get(container)
+        if runner is not None and runner.connection is not None:
+            runner.connection.send(frame)
+
+    def stop(self, effect: effects.StopContainer) -> None:
+        runner = self._runners.get(effect.container)
+        if runner is None:
+            return
+        if effect.grace_s == 0 or runner.connection is None:
+            self._service.cluster.stop(effect.container, effect.grace_s)
+            return
+        runner.connection.send(wire.Drain())
+        rest_s = max(0.0, effect.grace_s - DRAIN_PATIENCE_S)
+        stop = self._service.loop.call_later(DRAIN_PATIENCE_S, self._service.cluster.stop, effect.container, rest_s)
+        runner.timers.append(stop)
+
+    def on_cluster_event(self, event: ports.ClusterEvent) -> None:
+        match event:
+            case ports.ContainerStarted():
+                if (container := self._core.container(event.container)) is not None:
+                    container.pid = event.pid
+            case ports.ContainerOutput():
+                self._on_output(event)
+            case ports.ContainerEnded():
+                self._on_ended(event)
+            case ports.ClusterLost():
+                self._service.on_fatal(ServiceError(f"containers cannot be run any more: {event.what}"))
+
+    def _on_ended(self, event: ports.ContainerEnded) -> None:
+        """Its last frames may still be on their way: the loss counts once its connection has ended, too."""
+        runner = self._runners.get(event.container)
+        if runner is None:
+            return
+        runner.ended = event
+        if runner.connection is None or runner.connection.closed:
+            self._lost(event.container)
+        else:
+            runner.timers.append(self._service.loop.call_later(LAST_FRAMES_S, self._lost, event.container))
+
+    def on_disconnect(self, connection: Connection) -> None:
+        runner = self._runners.get(connection.id)
+        if runner is None or runner.connection is not connection:
+            return
+        if runner.ended is not None:
+            self._lost(connection.id)
+        else:
+            # Without its connection it is of no use: should it not have ended, it does now.
+            self._service.cluster.stop(connection.id, DRAIN_PATIENCE_S)
+
+    def _lost(self, id: str) -> None:
+        runner = self._runners.pop(id, None)
+        if runner is None or runner.ended is None:
+            return
+        for timer in runner.timers:
+            timer.cancel()
+        if runner.connection is not None:
+            runner.connection.close()
+        self._service.tokens.revoke(id)
+        self._core.container_lost(self._service.now(), id, runner.ended.what, runner.ended.tail)
+        self._service.poke()
+
+    def _on_output(self, event: ports.ContainerOutput) -> None:
+        runner = self._runners.get(event.container)
+        if runner is not None:
+            app, function, index = runner.label
+            self._service.watchers.publish(wire.Log(event.container, event.stream, event.text, app, function, index))
