@@ -75,7 +75,7 @@ def _detach(streams: tuple[int, int], parent: int) -> None:
         stream = open(handle, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
-    faulthandler.enable()
+    faulthandler.enable(all_threads=False)
     try:
         with open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
             file.write(OOM_SCORE)

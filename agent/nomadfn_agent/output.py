@@ -8,7 +8,8 @@ import os
 READ_BYTES = 64 * 1024
 MAX_PARTIAL_CHARACTERS = 16 * 1024
 """A line that is longer goes out in pieces."""
-TAIL_LINES = 20
+TAIL_LINES = 30
+"""Room for a crash report of Python's, from its first line on."""
 TAIL_CHARACTERS = 8 * 1024
 
 

@@ -46,7 +46,7 @@ def test_siblings_and_packages_of_the_program_are_imported_from_the_archive(mach
         "hello.py": "import sibling, pack.inner\n",
         "sibling.py": "VALUE = 4\n",
         "pack/__init__.py": "",
-        "pack/inner.py": "import sibling\nclass Group:\n    @staticmethod\n    def double(x):\n        return sibling.VALUE * x\n",
+        "pack/inner.py": "import sibling\nclass Group:\n    def double(x):\n        return sibling.VALUE * x\n",
     }
     runner = machine.run(files, "Group.double", module="pack.inner")
     assert runner.call(3) == 12

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import time
+import sys
+from pathlib import Path
 
 import pytest
 from agent_harness import Machine, Runner, wait_until
@@ -34,7 +35,7 @@ def begun(runner: Runner, path: str, seconds: float) -> int:
 def test_a_runner_says_who_it_is_runs_inputs_and_ends_when_it_is_drained(machine: Machine) -> None:
     runner = machine.run(ECHO)
     assert (runner.hello.role, runner.hello.version) == ("runner", wire.VERSION)
-    assert runner.hello.python == f"{os.sys.version_info.major}.{os.sys.version_info.minor}"
+    assert runner.hello.python == f"{sys.version_info.major}.{sys.version_info.minor}"
     assert [runner.call(value) for value in (1, "two", None, [3.0])] == [1, "two", None, [3.0]]
     runner.send(wire.Drain())
     assert machine.end(runner).exit_code == 0
@@ -60,7 +61,7 @@ def test_the_time_that_user_code_takes_is_told(machine: Machine) -> None:
     assert runner.frames.get(timeout=30).run_ns >= 50_000_000
 
 
-def test_a_recall_gives_back_what_has_not_started_while_a_function_sleeps(machine: Machine, tmp_path) -> None:
+def test_a_recall_gives_back_what_has_not_started_while_a_function_sleeps(machine: Machine, tmp_path: Path) -> None:
     runner = machine.run(SLOW)
     running = begun(runner, str(tmp_path / "mark"), 600.0)
     waiting = runner.deliver([(0.0,), (1.0,), (2.0,)])
@@ -77,7 +78,7 @@ def test_outputs_that_are_done_do_not_wait_for_a_long_input_behind_them(machine:
     assert runner.value(quick) == 0.0
 
 
-def test_a_recall_among_tiny_inputs_loses_none_and_runs_none_twice(machine: Machine, tmp_path) -> None:
+def test_a_recall_among_tiny_inputs_loses_none_and_runs_none_twice(machine: Machine, tmp_path: Path) -> None:
     log = tmp_path / "ran"
     runner = machine.run(f"log = open({str(log)!r}, 'a')\ndef f(x):\n    log.write(f'{{x}}\\n')\n    log.flush()\n")
     returned: set[int] = set()
@@ -95,7 +96,7 @@ def test_a_recall_among_tiny_inputs_loses_none_and_runs_none_twice(machine: Mach
     assert returned
 
 
-def test_an_interrupt_raises_in_the_input_that_runs_and_only_there(machine: Machine, tmp_path) -> None:
+def test_an_interrupt_raises_in_the_input_that_runs_and_only_there(machine: Machine, tmp_path: Path) -> None:
     runner = machine.run(SLOW)
     running = begun(runner, str(tmp_path / "mark"), 600.0)
     later, dropped, last = runner.deliver([(0.0,), (5.0,), (0.1,)])
@@ -116,7 +117,7 @@ def test_an_interrupt_that_comes_too_late_hits_nothing(machine: Machine) -> None
     assert [runner.value(one) for one in untouched] == [one - 1 for one in untouched]
 
 
-def test_a_cancelled_function_may_clean_up_and_sees_the_class_of_nomadfn(machine: Machine, tmp_path) -> None:
+def test_a_cancelled_function_may_clean_up_and_sees_the_class_of_nomadfn(machine: Machine, tmp_path: Path) -> None:
     source = """
 import time, nomadfn.exception
 def f(mark):
@@ -133,7 +134,7 @@ def f(mark):
     assert runner.value(delivery) == "cleaned up"
 
 
-def test_an_interrupt_cancels_an_async_function(machine: Machine, tmp_path) -> None:
+def test_an_interrupt_cancels_an_async_function(machine: Machine, tmp_path: Path) -> None:
     source = "import asyncio\nasync def f(seconds, mark=''):\n    open(mark or '/dev/null', 'w').close()\n"
     runner = machine.run(source + "    await asyncio.sleep(seconds)\n    return seconds\n", is_async=True)
     running = begun(runner, str(tmp_path / "mark"), 600.0)
@@ -250,7 +251,7 @@ def test_an_exception_comes_back_with_the_users_frames_and_paths_only(machine: M
 def test_what_is_no_exception_fails_its_input_and_not_the_container(
     machine: Machine, what: str, is_async: bool
 ) -> None:
-    source = "class Odd(BaseException):\n    pass\nasync def f(x):\n    if x:\n        raise %s\n    return x\n" % what
+    source = f"class Odd(BaseException):\n    pass\nasync def f(x):\n    if x:\n        raise {what}\n    return x\n"
     runner = machine.run(source if is_async else source.replace("async ", ""), is_async=is_async)
     raised = runner.raised(runner.deliver([(1,)])[0])
     assert raised.type_name == what.partition("(")[0]
@@ -345,7 +346,7 @@ def f(how):
     assert runner.call("return") == 0
 
 
-def test_user_code_may_do_what_it_likes_with_its_own_process(machine: Machine, tmp_path) -> None:
+def test_user_code_may_do_what_it_likes_with_its_own_process(machine: Machine, tmp_path: Path) -> None:
     source = """
 import os, sys, gc, signal, threading
 def f(how, arg=None):
@@ -375,7 +376,7 @@ def f(how, arg=None):
 
 
 def test_a_runner_whose_control_service_is_gone_ends_at_once_also_while_a_function_runs(
-    machine: Machine, tmp_path
+    machine: Machine, tmp_path: Path
 ) -> None:
     idle, busy = machine.run(ECHO), machine.run(SLOW)
     begun(busy, str(tmp_path / "mark"), 600.0)
