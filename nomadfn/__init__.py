@@ -1,0 +1,73 @@
+"""Serverless Python functions with Modal's programming model: `import nomadfn`, or `import nomadfn as modal`.
+
+Names are imported at their first use, so that `import nomadfn` costs nothing. A name of Modal's API that nomadfn
+does not have raises UnsupportedError, which says what to do instead.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # not from typing, whose import would take longer than all of this
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nomadfn_agent.context import current_function_call_id, current_input_id
+
+    from nomadfn import exception
+    from nomadfn.exception import Error
+    from nomadfn.sdk.app import App, LocalEntrypoint
+    from nomadfn.sdk.context import enable_output, is_local
+    from nomadfn.sdk.function import Function
+    from nomadfn.sdk.function_call import FunctionCall
+    from nomadfn.sdk.options import Retries
+
+__all__ = [
+    "App",
+    "Error",
+    "Function",
+    "FunctionCall",
+    "LocalEntrypoint",
+    "Retries",
+    "current_function_call_id",
+    "current_input_id",
+    "enable_output",
+    "exception",
+    "is_local",
+]
+
+_HOMES = {
+    "App": "nomadfn.sdk.app",
+    "Error": "nomadfn.exception",
+    "Function": "nomadfn.sdk.function",
+    "FunctionCall": "nomadfn.sdk.function_call",
+    "LocalEntrypoint": "nomadfn.sdk.app",
+    "Retries": "nomadfn.sdk.options",
+    "current_function_call_id": "nomadfn_agent.context",
+    "current_input_id": "nomadfn_agent.context",
+    "enable_output": "nomadfn.sdk.context",
+    "is_local": "nomadfn.sdk.context",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("nomadfn")
+        raise AttributeError(f"module 'nomadfn' has no attribute {name!r}")
+    import importlib
+
+    if name == "exception":
+        return importlib.import_module("nomadfn.exception")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    from nomadfn.sdk.unsupported import refuse
+
+    refuse(name)
+    raise AttributeError(f"module 'nomadfn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
+from nomadfn.exception import InvalidError
+
 S = TypeVar("S")
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -129,8 +131,10 @@ def run_sync(coroutine: Coroutine[Any, None, T]) -> T:
     """Run one of our coroutines to its end on this thread."""
     try:
         while True:
-            wait: Wait = coroutine.send(None)
+            wait = coroutine.send(None)
             try:
+                if not isinstance(wait, Wait):
+                    raise InvalidError("async iterables and awaitables need the async form of this call, `.aio`")
                 wait.pending.wait(wait.timeout_s)
             except BaseException as error:  # Ctrl-C, most of all
                 coroutine.throw(error)
@@ -142,12 +146,12 @@ def run_sync(coroutine: Coroutine[Any, None, T]) -> T:
 
 
 async def run_async(coroutine: Coroutine[Any, None, T]) -> T:
-    """Run one of our coroutines inside the caller's event loop."""
+    """Run one of our coroutines inside the caller's event loop; it may await what belongs to that loop, too."""
     try:
         while True:
-            wait: Wait = coroutine.send(None)
+            wait = coroutine.send(None)
             try:
-                await wait.pending._in_loop(wait.timeout_s)
+                await (wait.pending._in_loop(wait.timeout_s) if isinstance(wait, Wait) else _Foreign(wait))
             except BaseException as error:  # cancelled
                 coroutine.throw(error)
                 raise
@@ -155,6 +159,18 @@ async def run_async(coroutine: Coroutine[Any, None, T]) -> T:
         return cast(T, stop.value)
     finally:
         coroutine.close()
+
+
+class _Foreign:
+    """What an awaitable of the loop itself has yielded, passed on to the loop."""
+
+    __slots__ = ("_yielded",)
+
+    def __init__(self, yielded: Any) -> None:
+        self._yielded = yielded
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield self._yielded
 
 
 class Verb(Generic[P, T]):
@@ -187,7 +203,27 @@ class blocking(Generic[S, P, T]):
     def __get__(self, instance: S, owner: type[S]) -> Verb[P, T]: ...
 
     def __get__(self, instance: S | None, owner: type[S]) -> blocking[S, P, T] | Verb[P, T]:
-        return self if instance is None else Verb(self._implementation, instance)
+        return self if instance is None else self._bind(instance)
+
+    def _bind(self, instance: S) -> Verb[P, T]:
+        return Verb(self._implementation, instance)
+
+
+class looping(blocking[S, P, T]):
+    """As `blocking`, for what takes its time over many inputs: its sync form refuses to stop a running loop."""
+
+    def _bind(self, instance: S) -> Verb[P, T]:
+        return _LoopingVerb(self._implementation, instance)
+
+
+class _LoopingVerb(Verb[P, T]):
+    __slots__ = ()
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        if in_event_loop():
+            name = self._implementation.__name__
+            raise InvalidError(f".{name}(...) would stop the running event loop; use `await ….{name}.aio(...)`")
+        return super().__call__(*args, **kwargs)
 
 
 class Scope(Generic[T]):

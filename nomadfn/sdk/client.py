@@ -1,0 +1,462 @@
+"""The connection to the control service: one session, shared by every thread of the program.
+
+Callers encode and send on the socket themselves; one reader thread decodes what comes and completes whoever
+waits. Everything that is not acknowledged is kept by its call, so after a lost connection the reader thread
+connects again as the same session, starts the session's apps anew if another control service leads now, and
+sends all of it once more; the callers notice nothing but the time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import secrets
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+from nomadfn_agent import wire
+from nomadfn_agent.wire.link import Link, LinkClosed, LinkRefused
+
+from nomadfn.exception import AuthError, Error, InternalError, ServiceError
+
+from . import errors, service
+from .blocking import Pending
+from .progress import Observer
+
+CONNECT_TIMEOUT_S = 10.0
+RECONNECT_S = 45.0
+LONGEST_PAUSE_S = 2.0
+ACK_EVERY_RESULTS = 256
+ACK_EVERY_BYTES = 1 << 20
+ACK_IDLE_S = 0.1
+
+
+class OpenCall(Protocol):
+    """A call that the client keeps until it is done; see `calls`."""
+
+    id: str
+
+    def take(self, frame: wire.Results) -> None: ...
+    def accept(self, frame: wire.Accepted) -> None: ...
+    def reject(self, frame: wire.Rejected) -> None: ...
+    def fail(self, error: BaseException) -> None: ...
+    def outstanding(self) -> list[wire.Submit]: ...
+
+
+class Client:
+    """One session with a control service. It connects at the first use and may be used by any thread."""
+
+    def __init__(self, handle: service.ServiceHandle, observer: Observer | None = None) -> None:
+        self.handle = handle
+        self.observer = observer or Observer()
+        self._begin()
+        _clients.add(self)
+
+    def _begin(self) -> None:
+        """A new session; also what a forked child does, which must leave its parent's socket alone."""
+        self.session = f"se-{secrets.token_hex(16)}"
+        self._lock = threading.RLock()
+        self._link: Link | None = None
+        self._reader: threading.Thread | None = None
+        self._chores = Chores()
+        self._welcome: wire.Welcome | None = None
+        self._calls: dict[str, OpenCall] = {}
+        self._requests: dict[int, tuple[wire.Request, Pending[Any]]] = {}
+        self._standing: list[wire.Request] = []
+        self._ids = itertools.count(1)
+        self._seen = 0
+        self._acked = 0
+        self._unacked_bytes = 0
+        self._broken: BaseException | None = None
+        self._closing = False
+
+    # What the rest of the SDK uses.
+
+    def connect(self) -> wire.Welcome:
+        """Connect if that has not been done. Raises AuthError or ServiceError."""
+        if self._broken is not None:
+            raise self._broken.with_traceback(None)
+        if self._welcome is None:
+            with self._lock:
+                if self._welcome is None:
+                    link, welcome, rest = self._open()
+                    self._link = link
+                    self._reader = threading.Thread(
+                        target=self._read, args=(link, rest), name="nomadfn-reader", daemon=True
+                    )
+                    self._welcome = welcome
+                    self._reader.start()
+        return self._welcome
+
+    def begin(self, call: OpenCall) -> None:
+        """Keep `call` from now on: results find it, and what it has sent is sent again if it must be."""
+        self.connect()
+        with self._lock:
+            if self._broken is not None:
+                raise self._broken.with_traceback(None)
+            self._calls[call.id] = call
+
+    def forget(self, call: str) -> None:
+        self._calls.pop(call, None)
+
+    def send(self, frame: wire.ClientFrame) -> None:
+        """Send now; while the connection is down nothing is sent, as the reader thread will send it all again."""
+        link = self._link
+        if link is not None:
+            try:
+                link.send(wire.encode(frame))
+            except LinkClosed:
+                pass
+
+    async def request(self, operation: str, body: dict[str, Any], timeout_s: float | None = None) -> Any:
+        """Do one operation; raises what the control service answers, or ServiceError after `timeout_s`."""
+        pending = self.start_request(operation, body)
+        if not await pending.within(timeout_s):
+            raise ServiceError(f"the control service has not answered {operation} within {timeout_s:.0f} s; try again")
+        return pending.result()
+
+    def start_request(self, operation: str, body: dict[str, Any], *, standing: bool = False) -> Pending[Any]:
+        """Send an operation and give what its answer will be.
+
+        A `standing` one is done again whenever another control service begins to lead.
+        """
+        self.connect()
+        frame = wire.Request(next(self._ids), operation, body)
+        pending: Pending[Any] = Pending()
+        with self._lock:
+            if self._broken is not None:
+                raise self._broken.with_traceback(None)
+            self._requests[frame.id] = (frame, pending)
+            if standing:
+                self._standing.append(frame)
+        self.send(frame)
+        return pending
+
+    def drop_standing(self, app_id: str) -> None:
+        """The app is stopped: nothing of it is done again."""
+        with self._lock:
+            self._standing = [one for one in self._standing if one.body.get("app_id") != app_id]
+
+    def later(self, delay_s: float, chore: Callable[[], None]) -> None:
+        self._chores.add(delay_s, chore)
+
+    def notice(self, text: str) -> None:
+        self.tell(self.observer.notice, text)
+
+    def tell(self, method: Callable[..., None], *what: Any) -> None:
+        """Call a method of the observer; its errors are its own."""
+        try:
+            method(*what)
+        except Exception as error:
+            sys.stderr.write(f"nomadfn: the observer failed in {method.__name__}: {error!r}\n")
+
+    @property
+    def broken(self) -> bool:
+        """Whether the session has ended, in good order or not."""
+        return self._broken is not None
+
+    def close(self) -> None:
+        """End the session. Whoever still waits gets ServiceError. More than once is no error."""
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            link, reader = self._link, self._reader
+        self._acknowledge()
+        self._fail(ServiceError("the connection to the control service was closed while this was under way"))
+        if link is not None:
+            link.close()
+        if reader is not None and reader is not threading.current_thread():
+            reader.join(5)
+
+    # The reader thread.
+
+    def _read(self, link: Link, messages: list[bytes]) -> None:
+        while True:
+            try:
+                self._read_until_lost(link, messages)
+            except LinkClosed as lost:
+                link.close()
+                if self._closing:
+                    return
+                again = self._reconnect(lost)
+                if again is None:
+                    return
+                link, messages = again
+            except Exception as fault:
+                link.close()
+                self._fail(InternalError(f"the connection to the control service failed: {fault!r}"))
+                return
+
+    def _read_until_lost(self, link: Link, messages: list[bytes]) -> None:
+        decode = wire.decode_to_client
+        while True:
+            for message in messages:
+                self._dispatch(decode(message))
+            unacked = self._seen - self._acked
+            if unacked >= ACK_EVERY_RESULTS or self._unacked_bytes >= ACK_EVERY_BYTES or (unacked and not messages):
+                self._acknowledge()
+                unacked = 0
+            messages = link.receive(ACK_IDLE_S if unacked else None)
+
+    def _dispatch(self, frame: wire.ToClientFrame) -> None:
+        match frame:
+            case wire.Results():
+                self._seen = max(self._seen, frame.number)
+                self._unacked_bytes += sum(map(len, frame.payloads))
+                if call := self._calls.get(frame.call):
+                    call.take(frame)
+            case wire.Accepted():
+                if call := self._calls.get(frame.call):
+                    call.accept(frame)
+            case wire.Rejected():
+                if call := self._calls.get(frame.call):
+                    call.reject(frame)
+            case wire.Reply():
+                _, pending = self._requests.pop(frame.id, (None, None))
+                if pending is not None and frame.error:
+                    pending.fail(errors.named(frame.error, frame.message))
+                elif pending is not None:
+                    pending.set(frame.body)
+            case wire.Log():
+                self.tell(self.observer.log, frame)
+            case wire.Stats():
+                self.tell(self.observer.stats, frame)
+            case wire.Welcome():
+                pass
+
+    def _acknowledge(self) -> None:
+        if self._seen > self._acked:
+            self._acked = self._seen
+            self._unacked_bytes = 0
+            self.send(wire.Ack(self._acked))
+
+    # Connecting.
+
+    def _open(self) -> tuple[Link, wire.Welcome, list[bytes]]:
+        """A link that has said hello, the welcome, and what came right behind it."""
+        handle = self.handle
+        try:
+            link = Link.connect(handle.data_url, handle.token, CONNECT_TIMEOUT_S)
+        except LinkRefused as refused:
+            raise _refusal(refused, handle) from None
+        except OSError as error:
+            raise ServiceError(
+                handle.obituary()
+                or f"the control service at {handle.data_url} cannot be reached ({error}); "
+                f"`nomadfn status` says whether one runs and `nomadfn up` starts one"
+            ) from None
+        try:
+            link.send(wire.encode(self._hello()))
+            messages = link.receive(CONNECT_TIMEOUT_S)
+            welcome = wire.decode_to_client(messages[0]) if messages else None
+        except (LinkClosed, msgspec.ValidationError) as error:
+            link.close()
+            raise ServiceError(f"the control service at {handle.data_url} did not welcome us: {error}") from None
+        if not isinstance(welcome, wire.Welcome):
+            link.close()
+            raise ServiceError(f"the control service at {handle.data_url} did not welcome us in time; try again")
+        if welcome.version != wire.VERSION:
+            link.close()
+            raise ServiceError(
+                f"the control service speaks version {welcome.version} of the protocol and this program version "
+                f"{wire.VERSION}; install the same nomadfn on both sides"
+            )
+        return link, welcome, messages[1:]
+
+    def _hello(self) -> wire.Hello:
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        parent = os.environ.get("NOMADFN_CONTAINER_ID", "")
+        return wire.Hello(wire.VERSION, "client", self.session, python=python, seen=self._seen, parent=parent)
+
+    def _reconnect(self, lost: LinkClosed) -> tuple[Link, list[bytes]] | None:
+        """Come back as the same session, within RECONNECT_S; None when that failed and everyone has been told."""
+        self._link = None
+        deadline = time.monotonic() + RECONNECT_S
+        pause_s = 0.02
+        error: BaseException = lost
+        told = False
+        while not self._closing:
+            if (obituary := self.handle.obituary()) is not None:
+                error = ServiceError(obituary)
+                break
+            try:
+                if not self.handle.refresh():
+                    raise ServiceError("no control service runs now")
+                return self._resume()
+            except AuthError as refused:
+                error = refused
+                break
+            except (ServiceError, LinkClosed) as failed:
+                error = failed
+            if time.monotonic() >= deadline:
+                error = ServiceError(
+                    f"the control service was lost ({lost}) and has not come back within {RECONNECT_S:.0f} s "
+                    f"({error}); start it again with `nomadfn up` and run the program again"
+                )
+                break
+            if not told and pause_s > 0.5:
+                told = True
+                self.notice(f"the connection to the control service was lost ({lost}); trying to get it back")
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+        if not self._closing:
+            self._fail(error)
+        return None
+
+    def _resume(self) -> tuple[Link, list[bytes]]:
+        link, welcome, messages = self._open()
+        try:
+            before = self._welcome
+            if not welcome.resumed:
+                self._seen = self._acked = 0
+            if not welcome.resumed or before is None or welcome.epoch != before.epoch:
+                messages += self._stand_again(link)
+            with self._lock:
+                self._welcome = welcome
+                self._link = link
+                frames: list[wire.ClientFrame] = [frame for frame, _ in self._requests.values()]
+                for call in list(self._calls.values()):
+                    frames += call.outstanding()
+            for frame in frames:
+                link.send(wire.encode(frame))
+        except BaseException:
+            self._link = None
+            link.close()
+            raise
+        return link, messages
+
+    def _stand_again(self, link: Link) -> list[bytes]:
+        """Do the standing requests before anything that needs them; gives whatever else came meanwhile."""
+        with self._lock:
+            standing = {frame.id: frame for frame in self._standing}
+        for frame in standing.values():
+            link.send(wire.encode(frame))
+        other: list[bytes] = []
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        while standing:
+            messages = link.receive(max(0.0, deadline - time.monotonic()))
+            if not messages:
+                raise ServiceError("the control service does not answer")
+            for message in messages:
+                frame = wire.decode_to_client(message)
+                if not isinstance(frame, wire.Reply) or standing.pop(frame.id, None) is None:
+                    other.append(message)
+                elif frame.error:
+                    raise ServiceError(f"the app could not be started again: {frame.message}")
+        return other
+
+    def _fail(self, error: BaseException) -> None:
+        """Nothing more will come: everyone who waits is told why."""
+        with self._lock:
+            self._broken = error
+            self._link = None if not self._closing else self._link
+            calls, requests = list(self._calls.values()), list(self._requests.values())
+            self._calls.clear()
+            self._requests.clear()
+        self._chores.stop()
+        for call in calls:
+            call.fail(error)
+        for _, pending in requests:
+            pending.fail(error)
+
+
+class Chores:
+    """One thread, started at the first use, that runs small things later: stragglers' frames, new tries."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+
+    def add(self, delay_s: float, chore: Callable[[], None]) -> None:
+        with self._condition:
+            if self._stopped:
+                return
+            heapq.heappush(self._heap, (time.monotonic() + delay_s, next(self._order), chore))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="nomadfn-chores", daemon=True)
+                self._thread.start()
+            self._condition.notify()
+
+    def stop(self) -> None:
+        with self._condition:
+            self._stopped = True
+            self._heap.clear()
+            self._condition.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                while not self._heap or self._heap[0][0] > time.monotonic():
+                    if self._stopped:
+                        return
+                    self._condition.wait(self._heap[0][0] - time.monotonic() if self._heap else None)
+                chore = heapq.heappop(self._heap)[2]
+            try:
+                chore()
+            except Exception as error:
+                sys.stderr.write(f"nomadfn: {error!r}\n")
+
+
+def _refusal(refused: LinkRefused, handle: service.ServiceHandle) -> Error:
+    if refused.status == 401:
+        where = f"it is in {handle.data_dir / 'token'}" if handle.data_dir else "it is in NOMADFN_TOKEN"
+        return AuthError(f"the control service at {handle.data_url} refused the token ({where}): {refused.body}")
+    return ServiceError(f"the control service at {handle.data_url} answered HTTP {refused.status}: {refused.body}")
+
+
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+_active: list[Client] = []
+_default: Client | None = None
+_default_lock = threading.Lock()
+
+
+def default_client() -> Client:
+    """The client of the app that runs in this program, else one of the service that is there.
+
+    Raises ServiceError when no control service runs.
+    """
+    global _default
+    if _active:
+        return _active[-1]
+    with _default_lock:
+        if _default is None or _default.broken:
+            handle = service.attach()
+            if handle is None:
+                raise ServiceError(
+                    "no control service runs on this machine; start one with `nomadfn up`, or run the program "
+                    "with `nomadfn run` or inside `with app.run():`"
+                )
+            _default = Client(handle)
+        return _default
+
+
+def activate(client: Client) -> None:
+    _active.append(client)
+
+
+def deactivate(client: Client) -> None:
+    if client in _active:
+        _active.remove(client)
+
+
+def _after_fork() -> None:
+    global _default_lock
+    _default_lock = threading.Lock()
+    for client in list(_clients):
+        link = client._link
+        client._begin()
+        if link is not None:
+            link.abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork)

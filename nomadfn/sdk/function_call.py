@@ -1,0 +1,187 @@
+"""`FunctionCall`: a call that was handed in and goes on by itself; its results, from any process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, ClassVar
+
+from nomadfn.exception import InvalidError, UnsupportedError
+
+from .blocking import Pending, Verb, blocking, in_event_loop, run_async, run_sync
+from .client import Client, default_client
+from .errors import Reader
+
+LONGEST_POLL_S = 30.0
+PAGE = 256
+"""Results that one question asks for."""
+GATHER_WINDOW = 64
+"""Questions of one `gather` that are under way at once."""
+
+
+class FunctionCall:
+    """One `.spawn` or `.spawn_map`. Results are kept for 7 days unless the cluster says otherwise."""
+
+    object_id: str
+    """Its id, for `FunctionCall.from_id` in another process."""
+    _client: Client | None
+    _function: str
+    _total: int | None
+
+    def __init__(self) -> None:
+        raise InvalidError("a FunctionCall is made by fn.spawn(...) or FunctionCall.from_id(id)")
+
+    @classmethod
+    def _of(cls, client: Client | None, call: str, function: str = "", total: int | None = None) -> FunctionCall:
+        self = cls.__new__(cls)
+        self.object_id = call
+        self._client = client
+        self._function = function or f"call {call}"
+        self._total = total
+        return self
+
+    @classmethod
+    def from_id(cls, function_call_id: str) -> FunctionCall:
+        """The call with that id; an unknown or expired one raises at the first use."""
+        if not isinstance(function_call_id, str) or not function_call_id.startswith("fc-"):
+            raise InvalidError(f"{function_call_id!r} is not the id of a call; such ids begin with 'fc-'")
+        return cls._of(None, function_call_id)
+
+    def __repr__(self) -> str:
+        return f"FunctionCall.from_id({self.object_id!r})"
+
+    def __reduce__(self) -> tuple[Callable[[str], FunctionCall], tuple[str]]:
+        return FunctionCall.from_id, (self.object_id,)
+
+    @blocking
+    async def get(self, timeout: float | None = None, *, index: int = 0) -> Any:
+        """The result of input `index`; what the function raised is raised.
+
+        `timeout` is seconds: None waits, 0 only looks. Raises the builtin TimeoutError when the result is not
+        there in time, OutputExpiredError when it is no longer kept, and NotFoundError for an unknown call.
+        """
+        if timeout is not None and timeout < 0:
+            raise InvalidError(f"get(timeout={timeout!r}): give seconds, 0 to look without waiting, or None to wait")
+        if index < 0:
+            raise InvalidError(f"get(index={index!r}): the first input has index 0")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            rest_s = LONGEST_POLL_S if deadline is None else max(0.0, deadline - time.monotonic())
+            body = await self._ask(index, 1, min(rest_s, LONGEST_POLL_S))
+            if body["indexes"]:
+                return _value(self._read(body)[0])
+            total = body["num_inputs"]
+            if body["closed"] and total is not None and index >= total:
+                raise InvalidError(f"get(index={index}): {self!r} has {total} inputs, the last has index {total - 1}")
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"{self._function} has no result yet, after {timeout} s; ask again later")
+
+    @property
+    def iter(self) -> IterVerb:
+        """`call.iter(start=0, end=None)`: results in the inputs' order, each once it and those before it are there."""
+        return IterVerb(self)
+
+    @blocking
+    async def num_inputs(self) -> int:
+        """How many inputs the call has."""
+        if self._total is None:
+            info = await self._service().request("call.info", {"call": self.object_id})
+            self._total = info["num_inputs"] if info["closed"] else None
+            return int(info["num_inputs"] or 0)
+        return self._total
+
+    @blocking
+    async def cancel(self, terminate_containers: bool = False) -> None:
+        """Cancel the inputs that have no result; `terminate_containers` ends the containers that run one."""
+        body = {"call": self.object_id, "terminate_containers": bool(terminate_containers)}
+        await self._service().request("call.cancel", body)
+
+    def get_call_graph(self) -> Any:
+        raise UnsupportedError(
+            "FunctionCall.get_call_graph is not supported by nomadfn; `nomadfn function explain` shows what runs"
+        )
+
+    gather: ClassVar[Verb[..., list[Any]]]
+    """The results of several calls, in their order; the first exception among them is raised."""
+
+    def _service(self) -> Client:
+        return default_client() if self._client is None or self._client.broken else self._client
+
+    def _ask(self, first: int, count: int, wait_s: float) -> Pending[Any]:
+        body = {"call": self.object_id, "first": first, "count": count, "wait_s": wait_s}
+        return self._service().start_request("call.outputs", body)
+
+    def _read(self, body: dict[str, Any]) -> list[tuple[bool, Any]]:
+        reader = Reader(self._service().connect().blobs, self._function, owns_blobs=False)
+        columns = zip(body["statuses"], body["payloads"], strict=True)
+        return [reader.read(status, data, body["codec"]) for status, data in columns]
+
+
+class IterVerb:
+    """`call.iter`: a plain generator when called, an async one by `.aio`."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: FunctionCall) -> None:
+        self._call = call
+
+    def __call__(self, start: int = 0, end: int | None = None) -> Iterator[Any]:
+        if in_event_loop():
+            raise InvalidError(
+                "FunctionCall.iter would stop the running event loop; use `async for result in call.iter.aio()`"
+            )
+        pages = _Pages(self._call, start, end)
+        while page := run_sync(pages.next()):
+            yield from map(_value, page)
+
+    async def aio(self, start: int = 0, end: int | None = None) -> AsyncIterator[Any]:
+        pages = _Pages(self._call, start, end)
+        while page := await run_async(pages.next()):
+            for outcome in page:
+                yield _value(outcome)
+
+
+class _Pages:
+    """The results of one call from `start` to `end`, some at a time."""
+
+    def __init__(self, call: FunctionCall, start: int, end: int | None) -> None:
+        self._call = call
+        self._next = start
+        self._end = end
+
+    async def next(self) -> list[tuple[bool, Any]]:
+        """The next results, at least one; empty at the end."""
+        while True:
+            count = PAGE if self._end is None else min(PAGE, self._end - self._next)
+            if count <= 0:
+                return []
+            body = await self._call._ask(self._next, count, LONGEST_POLL_S)
+            if body["indexes"]:
+                self._next += len(body["indexes"])
+                return self._call._read(body)
+            if body["closed"] and body["num_inputs"] is not None and self._next >= body["num_inputs"]:
+                return []
+
+
+async def _gather(_: Any, *calls: FunctionCall) -> list[Any]:
+    """The results of several calls, in their order; the first exception among them is raised."""
+    asked: list[Pending[Any]] = []
+    values: list[Any] = []
+    for place, call in enumerate(calls):
+        while len(asked) < min(place + GATHER_WINDOW, len(calls)):
+            asked.append(calls[len(asked)]._ask(0, 1, LONGEST_POLL_S))
+        body = await asked[place]
+        while not body["indexes"]:
+            body = await call._ask(0, 1, LONGEST_POLL_S)
+        values.append(_value(call._read(body)[0]))
+    return values
+
+
+def _value(outcome: tuple[bool, Any]) -> Any:
+    good, value = outcome
+    if not good:
+        raise value
+    return value
+
+
+FunctionCall.gather = Verb(_gather, None)

@@ -1,0 +1,242 @@
+"""What `@app.function(...)` accepts: every setting checked here, with an error that holds its own remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nomadfn_agent import wire
+
+from nomadfn.exception import DeprecationError, InvalidError, UnsupportedError
+
+from . import gpu as gpus
+
+TIMEOUT_RANGE_S = (1, 86_400)
+SCALEDOWN_RANGE_S = (2, 3_600)
+DEFAULT_TIMEOUT_S = 300
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}")
+
+SETTINGS = (
+    "gpu",
+    "cpu",
+    "memory",
+    "timeout",
+    "startup_timeout",
+    "retries",
+    "env",
+    "min_containers",
+    "max_containers",
+    "buffer_containers",
+    "scaledown_window",
+    "serialized",
+    "name",
+)
+RENAMED = {
+    "keep_warm": "min_containers",
+    "concurrency_limit": "max_containers",
+    "container_idle_timeout": "scaledown_window",
+    "allow_concurrent_inputs": "@nomadfn.concurrent(max_inputs=...) under the decorator",
+}
+SAME_ENVIRONMENT = (
+    "containers run in the Python environment of the control service: install what the function needs there"
+)
+UNSUPPORTED = {
+    "image": SAME_ENVIRONMENT,
+    "secrets": "pass values with env={...}",
+    "volumes": "use a folder of the machine's own file system",
+    "network_file_systems": "use a folder of the machine's own file system",
+    "schedule": "call the function from cron or a systemd timer with `nomadfn function call` until schedules come",
+    "ephemeral_disk": "use the machine's own temporary folder",
+    "proxy": "set HTTPS_PROXY with env={...}",
+    "cloud": "containers run on your own machines; leave it out",
+    "region": "containers run on your own machines; leave it out",
+    "nonpreemptible": "containers are not preempted; leave it out",
+    "enable_memory_snapshot": "containers are forked from a warm parent already; leave it out",
+    "block_network": "containers have the network of their machine; leave it out",
+    "restrict_modal_access": "leave it out",
+    "single_use_containers": "leave it out, or end the process yourself after an input",
+    "max_inputs": "leave it out, or use @nomadfn.concurrent for several inputs at once",
+    "i6pn": "leave it out",
+    "is_generator": "leave it out; nomadfn sees by itself what the function is",
+    "experimental_options": "leave it out",
+    "include_source": "the program's source always travels; leave it out",
+}
+
+
+class Retries:
+    """How a failed input is run again: the n-th retry waits `initial_delay * backoff_coefficient ** (n - 1)`.
+
+    Delays are seconds from 0 to 60, `max_delay` caps them, and the coefficient is from 1 to 10.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_retries: int,
+        backoff_coefficient: float = 2.0,
+        initial_delay: float = 1.0,
+        max_delay: float = 60.0,
+    ) -> None:
+        if not _is_int(max_retries) or max_retries < 0:
+            raise InvalidError(f"Retries: max_retries={max_retries!r} must be a whole number, 0 or more")
+        for name, value, low, high in (
+            ("backoff_coefficient", backoff_coefficient, 1, 10),
+            ("initial_delay", initial_delay, 0, 60),
+            ("max_delay", max_delay, 0, 60),
+        ):
+            if not _is_number(value) or not low <= value <= high:
+                unit = "" if name == "backoff_coefficient" else " seconds"
+                raise InvalidError(f"Retries: {name}={value!r} must be a number from {low} to {high}{unit}")
+        self.max_retries = max_retries
+        self.backoff_coefficient = float(backoff_coefficient)
+        self.initial_delay = float(initial_delay)
+        self.max_delay = float(max_delay)
+
+    def __repr__(self) -> str:
+        return (
+            f"Retries(max_retries={self.max_retries}, backoff_coefficient={self.backoff_coefficient}, "
+            f"initial_delay={self.initial_delay}, max_delay={self.max_delay})"
+        )
+
+
+def check_name(name: object, what: str) -> str:
+    """An app's or a function's name. Raises InvalidError."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise InvalidError(
+            f"{what} {name!r} is not a name: use 1 to 64 letters, digits, '-', '_' and '.', with no '-' or '.' in front"
+        )
+    return name
+
+
+def check_known(settings: Mapping[str, Any], owner: str) -> None:
+    """Refuse what `@app.function` does not take, with the way out."""
+    for name, value in settings.items():
+        if name in RENAMED:
+            raise DeprecationError(f"function {owner}: {name} is an old name; use {RENAMED[name]} instead")
+        if name in UNSUPPORTED:
+            if value is None or value is False or (isinstance(value, (list, tuple, dict, set)) and not value):
+                continue
+            if name == "include_source" and value is True:
+                continue
+            raise UnsupportedError(
+                f"function {owner}: {name}= of @app.function is not supported by nomadfn; {UNSUPPORTED[name]}"
+            )
+        if name not in SETTINGS:
+            raise InvalidError(
+                f"function {owner}: @app.function has no setting {name!r}; it takes {', '.join(SETTINGS)}"
+            )
+
+
+def make_spec(settings: Mapping[str, Any], owner: str) -> wire.FunctionSpec:
+    """The checked settings as a spec; name, module and code are filled in by others.
+
+    `owner` is the function's name, for the errors. Raises InvalidError, DeprecationError or UnsupportedError.
+    """
+    check_known(settings, owner)
+    get = settings.get
+    timeout_s = _seconds(get("timeout"), "timeout", TIMEOUT_RANGE_S, DEFAULT_TIMEOUT_S, owner)
+    return wire.FunctionSpec(
+        name=owner,
+        autoscaler=_autoscaler(get, owner),
+        timeout_s=timeout_s,
+        startup_timeout_s=_seconds(get("startup_timeout"), "startup_timeout", TIMEOUT_RANGE_S, timeout_s, owner),
+        retries=_retries(get("retries"), owner),
+        gpu=gpus.parse(get("gpu"), owner),
+        cpu=_cpu(get("cpu"), owner),
+        memory_mib=_memory(get("memory"), owner),
+        env=_env(get("env"), owner),
+    )
+
+
+def check_autoscaler(
+    owner: str, min_containers: Any, max_containers: Any, buffer_containers: Any, scaledown_window: Any
+) -> dict[str, Any]:
+    """The settings that are given, checked one by one; None stands for one that is not given."""
+    given: dict[str, Any] = {}
+    for name, value, low in (
+        ("min_containers", min_containers, 0),
+        ("max_containers", max_containers, 1),
+        ("buffer_containers", buffer_containers, 0),
+    ):
+        if value is None:
+            continue
+        if not _is_int(value) or value < low:
+            raise InvalidError(f"function {owner}: {name}={value!r} must be a whole number, {low} or more")
+        given[name] = value
+    if scaledown_window is not None:
+        given["scaledown_window_s"] = _seconds(scaledown_window, "scaledown_window", SCALEDOWN_RANGE_S, 60, owner)
+    if "min_containers" in given and "max_containers" in given and given["min_containers"] > given["max_containers"]:
+        raise InvalidError(
+            f"function {owner}: min_containers={given['min_containers']} is more than "
+            f"max_containers={given['max_containers']}; raise max_containers or lower min_containers"
+        )
+    return given
+
+
+def _autoscaler(get: Callable[[str], Any], owner: str) -> wire.AutoscalerSettings:
+    given = check_autoscaler(
+        owner, get("min_containers"), get("max_containers"), get("buffer_containers"), get("scaledown_window")
+    )
+    return wire.AutoscalerSettings(**given)
+
+
+def _seconds(value: Any, name: str, bounds: tuple[int, int], default: float, owner: str) -> float:
+    if value is None:
+        return float(default)
+    low, high = bounds
+    if not _is_number(value) or not low <= value <= high:
+        raise InvalidError(f"function {owner}: {name}={value!r} must be from {low} to {high:,} seconds")
+    return float(value)
+
+
+def _retries(value: Any, owner: str) -> wire.RetryPolicy:
+    if value is None:
+        return wire.RetryPolicy()
+    if isinstance(value, Retries):
+        return wire.RetryPolicy(value.max_retries, value.backoff_coefficient, value.initial_delay, value.max_delay)
+    if not _is_int(value) or value < 0:
+        raise InvalidError(
+            f"function {owner}: retries={value!r} must be a whole number, 0 or more, or Retries(max_retries=...)"
+        )
+    return wire.RetryPolicy(max_retries=value, backoff_coefficient=1.0, initial_delay_s=1.0)
+
+
+def _cpu(value: Any, owner: str) -> float | None:
+    if value is None:
+        return None
+    if not _is_number(value) or not 0 < value <= 1024:
+        raise InvalidError(f"function {owner}: cpu={value!r} must be a number of cores, such as cpu=2 or cpu=0.5")
+    return float(value)
+
+
+def _memory(value: Any, owner: str) -> int | None:
+    if value is None:
+        return None
+    if not _is_int(value) or value < 1:
+        raise InvalidError(f"function {owner}: memory={value!r} must be a whole number of MiB, such as memory=1024")
+    return int(value)
+
+
+def _env(value: Any, owner: str) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidError(f"function {owner}: env={value!r} must be a dictionary of strings, such as env={{'A': '1'}}")
+    for name, text in value.items():
+        if not isinstance(name, str) or not isinstance(text, str) or not name or "=" in name or "\0" in name + text:
+            raise InvalidError(
+                f"function {owner}: env has {name!r}: {text!r}; names and values must be strings, "
+                f"and a name must not be empty or hold '='"
+            )
+        if name.startswith("NOMADFN_"):
+            raise InvalidError(f"function {owner}: env sets {name}; names that begin with NOMADFN_ are nomadfn's own")
+    return dict(value)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value

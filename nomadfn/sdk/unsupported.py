@@ -1,0 +1,71 @@
+"""The names of Modal's public API that nomadfn does not have, and what to do instead."""
+
+from __future__ import annotations
+
+from nomadfn.exception import UnsupportedError
+
+_PLANNED = "it is planned for a later release; until then "
+_FOLDER = "use a folder of the machine's own file system"
+_CLASS = _PLANNED + "use a function that keeps what it has loaded in a global variable"
+_WEB = _PLANNED + "call the function over HTTP with JSON: POST /v1/apps/{app}/functions/{name}/call"
+_SCHEDULE = _PLANNED + "call the function from cron with `nomadfn function call`"
+_IMAGE = (
+    _PLANNED + "containers have the Python environment of the control service: install what the functions need there"
+)
+_OWN = "nomadfn runs on machines of your own, where it is not needed"
+
+INSTEAD = {
+    "Image": _IMAGE,
+    "concurrent": _PLANNED + "give the function more containers with max_containers",
+    "batched": _PLANNED + "pass lists to the function",
+    "Cls": _CLASS,
+    "method": _CLASS,
+    "enter": _CLASS,
+    "exit": _CLASS,
+    "parameter": _CLASS,
+    "asgi_app": _WEB,
+    "wsgi_app": _WEB,
+    "web_server": _WEB,
+    "fastapi_endpoint": _WEB,
+    "web_endpoint": _WEB,
+    "Cron": _SCHEDULE,
+    "Period": _SCHEDULE,
+    "Secret": "pass values with @app.function(env={...})",
+    "Volume": _FOLDER,
+    "NetworkFileSystem": _FOLDER,
+    "CloudBucketMount": _FOLDER,
+    "Mount": "the program's source and the modules beside it always travel; leave it out",
+    "FilePatternMatcher": "the program's source and the modules beside it always travel; leave it out",
+    "Dict": "use a database, or files",
+    "Queue": "use a message queue of your own, or .spawn",
+    "Sandbox": "use a function, or a container of your own",
+    "SandboxSnapshot": "use a function, or a container of your own",
+    "Stub": "use nomadfn.App",
+    "gpu": "write the GPU's name as a string: gpu='H100:4'",
+    "build": "do it in the function, or install it into the environment",
+    "forward": "listen on a port of the machine itself",
+    "Tunnel": "listen on a port of the machine itself",
+    "Proxy": _OWN,
+    "Client": "the client is made by itself; leave it out",
+    "Environment": "use one control service for each environment",
+    "Workspace": _OWN,
+    "SchedulerPlacement": _OWN,
+    "experimental": "leave it out",
+    "interact": "run the program in a terminal of its own",
+    "config": "settings are environment variables that begin with NOMADFN_",
+    "functions": "use nomadfn.Function and nomadfn.FunctionCall",
+    "app": "use nomadfn.App",
+    "call_graph": "use `nomadfn function explain`",
+    "container_process": "use the subprocess module in the function",
+    "io_streams": "use the subprocess module in the function",
+    "file_io": _FOLDER,
+    "snapshot": "containers are forked from a warm parent already; leave it out",
+    "runner": "use app.run()",
+    "output": "what containers print is always shown",
+}
+
+
+def refuse(name: str) -> None:
+    """Raise UnsupportedError if `name` is one that Modal has."""
+    if name in INSTEAD:
+        raise UnsupportedError(f"{name} is not supported by nomadfn; {INSTEAD[name]}")
