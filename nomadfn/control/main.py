@@ -151,7 +151,8 @@ async def _serve(settings: Settings, parent: WarmParent, ready: _Ready, private:
     except LeaseHeldError as error:
         await cluster.close()
         raise ConflictError(str(error)) from None
-    http = _bind(settings.host, settings.port, "port")
+    # A private service has no callers but its own program: it is spared what the HTTP API costs at the start.
+    http = None if private else _bind(settings.host, settings.port, "port")
     journal = _open_journal(folder)
     registry = SqliteRegistry(str(folder / "registry.db"))
     blobs = DirectoryBlobs(str(folder / "blobs"))
@@ -159,7 +160,7 @@ async def _serve(settings: Settings, parent: WarmParent, ready: _Ready, private:
     token = settings.token or tokens.load_or_create(folder / "token")
     ended: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
     address = Address(
-        http_url=_url("http", settings.host, http.getsockname()[1]),
+        http_url="" if http is None else _url("http", settings.host, http.getsockname()[1]),
         data_dir=str(folder),
         code_cache=str(folder / "code"),
         blobs=str(folder / "blobs"),
@@ -180,18 +181,19 @@ async def _serve(settings: Settings, parent: WarmParent, ready: _Ready, private:
     address.data_url = _url("ws", settings.host, listener.sockets[0].getsockname()[1]) + "/v1/connect"
     await service.start()
     record = _announce(folder, settings, service, private)
-    lease.describe(f"pid {os.getpid()}, {address.http_url}")
+    lease.describe(f"pid {os.getpid()}, {address.http_url or 'private'}")
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _end, ended, None)
     ready.tell(record)
-    api = asyncio.create_task(_serve_api(service, settings, http))
+    api = None if http is None else asyncio.create_task(_serve_api(service, settings, http))
     try:
         fault = await ended
     finally:
         (folder / "service.json").unlink(missing_ok=True)
         listener.close()
         await service.close()
-        await _close_api(api)
+        if api is not None:
+            await _close_api(api)
         registry.close()
         lease.release()
     if fault is not None:

@@ -91,7 +91,9 @@ class Core:
 
     def stop_app(self, now: float, id: str) -> int:
         """Stop an app; returns how many inputs were cancelled. `AppGone` follows when its containers are gone."""
-        return apps.stop_app(self.state, now, self._app(id), "its app was stopped")
+        cancelled = apps.stop_app(self.state, now, self._app(id), "its app was stopped")
+        apps.sweep(self.state, now)
+        return cancelled
 
     def override(self, function_id: str, settings: dict[str, int | float | None]) -> wire.AutoscalerSettings:
         return apps.override(self.state, self.function(function_id), settings)
@@ -145,6 +147,9 @@ class Core:
         container = self.state.containers.get(id)
         if container is not None:
             pool.lost(self.state, now, container, what, tail)
+            app = self.state.apps.get(container.app)
+            if app is None or app.stopping:
+                apps.sweep(self.state, now)
 
     def outputs(
         self, now: float, id: str, deliveries: list[int], statuses: list[int], payloads: list[bytes], run_ns: int
