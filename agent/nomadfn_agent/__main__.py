@@ -9,4 +9,6 @@ from .supervisor import main
 
 parser = argparse.ArgumentParser(prog="nomadfn_agent", description=__doc__)
 parser.add_argument("--supervisor-fd", type=int, required=True, help="the inherited socket to the control service")
-sys.exit(main(parser.parse_args().supervisor_fd))
+parser.add_argument("--preload", action="append", default=[], metavar="MODULE", help="import it before the first fork")
+arguments = parser.parse_args()
+sys.exit(main(arguments.supervisor_fd, arguments.preload))

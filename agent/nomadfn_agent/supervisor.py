@@ -18,7 +18,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import runner
@@ -335,12 +335,15 @@ def _kill(pid: int) -> None:
         pass
 
 
-def main(handle: int) -> int:
-    """Serve the control service behind the inherited socket `handle`. Returns the exit code."""
+def main(handle: int, preload: Sequence[str]) -> int:
+    """Serve the control service behind the inherited socket `handle`. Returns the exit code.
+
+    The modules of `preload` are imported first: what the control service knows that user code will want.
+    """
     control = socket.socket(fileno=handle)
     control.set_inheritable(False)
     adopt_orphans()
-    warm_up()
+    warm_up(preload)
     supervisor = Supervisor(control)
     gc.disable()
     gc.collect()
@@ -349,9 +352,9 @@ def main(handle: int) -> int:
     return 0
 
 
-def warm_up() -> None:
+def warm_up(preload: Sequence[str]) -> None:
     """Have everything imported, and done once, that a runner would otherwise do after its fork."""
-    for name in WARM_MODULES:
+    for name in (*WARM_MODULES, *preload):
         importlib.import_module(name)
     "warm".encode("idna")  # As a host name is, on its way to a connection.
     asyncio.new_event_loop().close()

@@ -45,6 +45,9 @@ GONE_TIMEOUT_S = 5.0
 PRIVATE_VARIABLES = ("NOMADFN_TOKEN", "NOMADFN_CONTAINER_ID", "NOMADFN_DATA_URL", "NOMADFN_HTTP_URL")
 """What the control service's own environment may hold and no container may inherit."""
 
+PRELOADED = ("nomadfn.sdk.app", "nomadfn.exception")
+"""What every program imports: done once here, it is no part of a container's start."""
+
 SIGNAL_NOTES = {
     signal.SIGSEGV: "segmentation fault",
     signal.SIGABRT: "it aborted",
@@ -68,8 +71,9 @@ class WarmParent:
         ours, theirs = socket.socketpair()
         environment = {name: value for name, value in os.environ.items() if name not in PRIVATE_VARIABLES}
         with theirs:
+            command = [sys.executable, "-P", "-m", "nomadfn_agent", "--supervisor-fd", str(theirs.fileno())]
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "nomadfn_agent", "--supervisor-fd", str(theirs.fileno())],
+                [*command, *(f"--preload={name}" for name in PRELOADED)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=environment,

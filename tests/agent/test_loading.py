@@ -116,9 +116,16 @@ def f():
     assert runner.call() == (True, "nomadfn", "nomadfn.exception", "nomadfn.exception")
 
 
-def test_without_the_flag_there_is_no_modal_and_nomadfn_is_not_imported(machine: Machine) -> None:
-    source = "import sys\ndef f():\n    return [m for m in sys.modules if m.split('.')[0] in ('modal', 'nomadfn')]\n"
+def test_without_the_flag_there_is_no_modal(machine: Machine) -> None:
+    source = "import sys\ndef f():\n    return [m for m in sys.modules if m.split('.')[0] == 'modal']\n"
     assert machine.run(source).call() == []
+
+
+def test_no_user_code_and_no_thread_is_in_what_a_container_is_forked_from(machine: Machine) -> None:
+    head = "import sys, threading\nat_import = threading.active_count(), 'hello2' in sys.modules\n"
+    source = head + "def f():\n    return at_import\n"
+    machine.run({"hello.py": source, "hello2.py": ""}).call()
+    assert machine.run(source).call() == (1, False)
 
 
 @pytest.mark.parametrize(

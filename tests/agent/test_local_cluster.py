@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import uvloop
 from agent_harness import TOKEN, WAIT_S, Listener, is_running, wait_until
 from nomadfn_agent import wire
 
@@ -60,11 +61,13 @@ def with_cluster(scenario: Callable[[Watched], Awaitable[None]], capacity: int |
         pids = [event.pid for event in watched.events if isinstance(event, ContainerStarted)]
         assert [pid for pid in [*pids, watched.parent_pid()] if is_running(pid)] == []
 
-    listener = Listener()
-    try:
-        asyncio.run(run(listener))
-    finally:
-        listener.close()
+    for loop_factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+        listener = Listener()
+        try:
+            with asyncio.Runner(loop_factory=loop_factory) as runner:
+                runner.run(run(listener))
+        finally:
+            listener.close()
 
 
 def test_containers_start_end_and_are_told() -> None:
