@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Set
 
-from nomadfn_agent.wire.payload import blob_path, is_blob_name
+from nomadfn_agent.wire.payload import blob_path, is_blob_name, write_whole
 
 from nomadfn.exception import ServiceError
 
@@ -36,21 +35,8 @@ class DirectoryBlobs:
     def put(self, name: str, data: bytes) -> None:
         """Store `data` under `name` in place of what was there; it survives a power cut."""
         path = blob_path(self._folder, name)
-        parent = os.path.dirname(path)
         try:
-            os.makedirs(parent, mode=0o700, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=parent, prefix=TEMPORARY_PREFIX)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
-            _sync_folder(parent)
-            _sync_folder(self._folder)
+            write_whole(path, data, sync=True)
         except OSError as error:
             raise self._refused(f"take blob {name}", error) from error
 
@@ -116,11 +102,3 @@ class DirectoryBlobs:
             f"the blob folder {self._folder} cannot {what}: {error.strerror}. Make sure that it is there, has space "
             "and lets this user write to it, or choose another data folder."
         )
-
-
-def _sync_folder(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -35,12 +36,13 @@ class FileKind:
 
 
 class Database:
-    """An open file. Not for two threads at once; any one thread at a time may use it."""
+    """An open file. Any thread may use it; they take turns."""
 
     def __init__(self, path: str, kind: FileKind) -> None:
         self.path = os.path.abspath(path)
         self.kind = kind
         self._broken = ""
+        self._turn = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         try:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -102,35 +104,38 @@ class Database:
 
     def execute(self, sql: str, *values: Any) -> list[Any]:
         """Run one statement and return its rows; outside `transaction` it is durable when this returns."""
-        connection = self._open_connection()
-        try:
-            return connection.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
-            raise self._explain(error) from error
+        with self._turn:
+            connection = self._open_connection()
+            try:
+                return connection.execute(sql, values).fetchall()
+            except sqlite3.Error as error:
+                raise self._explain(error) from error
 
     def attempt(self, sql: str) -> None:
         """Run a statement that is only of use, such as one that tidies up: where it fails nothing has changed."""
-        with contextlib.suppress(sqlite3.Error):
+        with self._turn, contextlib.suppress(sqlite3.Error):
             self._open_connection().execute(sql).fetchall()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All that is executed inside is durable at the end, or, when anything is raised, was never there."""
-        self.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self.execute("COMMIT")
-        except BaseException:
-            if self._connection is not None and self._connection.in_transaction:
-                with contextlib.suppress(sqlite3.Error):
-                    self._connection.execute("ROLLBACK")
-            raise
+        with self._turn:
+            self.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.execute("COMMIT")
+            except BaseException:
+                if self._connection is not None and self._connection.in_transaction:
+                    with contextlib.suppress(sqlite3.Error):
+                        self._connection.execute("ROLLBACK")
+                raise
 
     def close(self) -> None:
         """Fold the write-ahead file into the main file and let go of both. Closing twice is no error."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        with self._turn:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
 
     def _open_connection(self) -> sqlite3.Connection:
         if self._broken:

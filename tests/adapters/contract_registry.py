@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -80,6 +81,16 @@ class RegistryContract:
         assert list(registry.list("").items()) == list(expected.items())
         assert registry.list(prefix) == {key: value for key, value in expected.items() if key.startswith(prefix)}
         assert all(registry.get(key) == value for key, value in entries.items())
+
+    def test_several_threads_may_use_it_at_once(self, registry: Registry) -> None:
+        def fill(name: str) -> None:
+            for number in range(25):
+                registry.put(f"{name}/{number:02}", number)
+                assert len(registry.list(f"{name}/")) == number + 1
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(fill, "abcd"))
+        assert len(registry.list("")) == 100
 
     def test_everything_is_there_after_a_restart(
         self, registry: Registry, reopen: Callable[[Registry], Registry]

@@ -181,19 +181,36 @@ def write_blob(folder: str, data: bytes | memoryview, *, by_digest: bool = False
     name = digest if by_digest else secrets.token_hex(16)
     path = blob_path(folder, name)
     if not (by_digest and _touched(path)):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".tmp-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                if sync:
-                    file.flush()
-                    os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_whole(path, data, sync=sync)
     return BlobRef(name, digest, len(data))
+
+
+def write_whole(path: str, data: bytes | memoryview, *, sync: bool) -> None:
+    """Put `data` at `path`, in a folder of its own folder, in place of what was there; whole or not at all."""
+    parent = os.path.dirname(path)
+    os.makedirs(parent, mode=0o700, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=parent, prefix=".tmp-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    if sync:
+        for folder in (parent, os.path.dirname(parent)):
+            _sync_folder(folder)
+
+
+def _sync_folder(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _touched(path: str) -> bool:
