@@ -28,6 +28,7 @@ check: .venv/.dev ## Lint, formatting, types and the rules of who may import wha
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy examples/*.py
 	$(BIN)/lint-imports
 
 bench: .venv/.dev ## Measure nomadfn beside ProcessPoolExecutor (quick part, under 5 minutes)
