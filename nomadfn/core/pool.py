@@ -92,7 +92,7 @@ def dispatch(state: State, now: float, function: Function) -> None:
             visited.append(container)
             if reserved:
                 reserved -= 1
-            elif not _fill(state, now, function, container, extra):
+            elif not _fill(state, now, function, container, extra, function.ready - len(visited) + 1):
                 break
     for container in visited:
         list_container(function, container, extra)
@@ -134,13 +134,13 @@ def _dispatch_alone(state: State, now: float, function: Function, extra: int) ->
         list_container(function, container, extra)
 
 
-def _fill(state: State, now: float, function: Function, container: Container, extra: int) -> bool:
-    """Give one container its share; False when the queue had nothing live left."""
+def _fill(state: State, now: float, function: Function, container: Container, extra: int, takers: int) -> bool:
+    """Give one container its share, with `takers` of them left to serve; False when nothing live was left."""
     held = len(container.held)
     if held and now - container.progress > stuck_after_s(function):
         extra = 0
     room = container.slots + extra - held
-    share = max(container.slots - held, math.ceil(function.waiting_inputs / function.ready))
+    share = max(container.slots - held, math.ceil(function.waiting_inputs / max(1, takers)))
     if min(room, share) <= 0:
         return True
     inputs = function.queue.take(min(room, share), is_live)

@@ -93,7 +93,8 @@ def _want(state: State, function: Function, one: autoscaler.Sample) -> placement
     )
     return placement.Want(
         function=function.id,
-        wanted=wanted.count,
+        # Containers that only finish what they have are in the way, and no substitute for new ones.
+        wanted=wanted.count + one.draining,
         buffer=wanted.buffer,
         minimum=function.settings.min_containers,
         has=len(function.containers),
