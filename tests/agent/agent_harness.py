@@ -258,7 +258,7 @@ class Machine:
         buffer = BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
             for name, text in files.items():
-                archive.writestr(name, text)
+                archive.writestr(zipfile.ZipInfo(name), text)
         return payload.write_blob(self.blobs, buffer.getvalue(), by_digest=True).digest
 
     def start(self, **env: str) -> str:
@@ -311,6 +311,12 @@ class Machine:
 
     def kill(self, runner: Runner, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid(runner), number)
+
+    def end_all(self) -> None:
+        """Kill every container and wait for its end."""
+        for container in set(self.supervisor.pids) - set(self.supervisor.ends):
+            self.supervisor.send(wire.Stop(container, 0.0))
+            self.supervisor.end(container)
 
     def close(self) -> None:
         try:

@@ -9,7 +9,18 @@ from agent_harness import Machine
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    made = Machine(tmp_path)
+    """A machine for a test that does something to its supervisor."""
+    yield from _made(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def lasting_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine for many tests, each with containers of its own."""
+    yield from _made(tmp_path_factory.mktemp("machine"))
+
+
+def _made(folder: Path) -> Iterator[Machine]:
+    made = Machine(folder)
     try:
         yield made
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import cloudpickle
@@ -11,6 +12,12 @@ import pytest
 from agent_harness import Machine
 from nomadfn_agent import wire
 from nomadfn_agent.wire import payload
+
+
+@pytest.fixture
+def machine(lasting_machine: Machine) -> Iterator[Machine]:
+    yield lasting_machine
+    lasting_machine.end_all()
 
 
 def test_env_stands_before_anything_of_the_user_is_imported(machine: Machine) -> None:
@@ -59,7 +66,8 @@ def test_runners_that_unpack_the_same_archive_at_once_share_one_folder(machine: 
         runner.expect(wire.Ready)
     paths = {runner.call() for runner in runners}
     assert len(paths) == 1
-    assert os.listdir(machine.code_cache) == [Path(paths.pop()).parent.name]
+    assert Path(paths.pop()).parent.name in os.listdir(machine.code_cache)
+    assert [name for name in os.listdir(machine.code_cache) if name.startswith(".tmp-")] == []
 
 
 def test_a_function_behind_a_decorator_object_is_found_by_its_raw_form(machine: Machine) -> None:

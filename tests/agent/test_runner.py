@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from agent_harness import Machine, Runner, wait_until
 from nomadfn_agent import wire
 from nomadfn_agent.wire import payload
+
+
+@pytest.fixture
+def machine(lasting_machine: Machine) -> Iterator[Machine]:
+    yield lasting_machine
+    lasting_machine.end_all()
+
 
 ECHO = "def f(*args):\n    return args[0] if len(args) == 1 else args\n"
 SLOW = """
