@@ -349,7 +349,7 @@ def test_a_large_result_is_streamed_from_its_file(client: Client, service: Table
 
 
 def test_scaling_passes_on_what_is_named_and_refuses_the_rest(client: Client, service: TableService) -> None:
-    service.answers["function.explain"] = {"function_id": "ap-1/f"}
+    service.answers["function.lookup"] = {"function_id": "ap-1/f"}
     path = "/v1/apps/shop/functions/f/autoscaler"
     assert client.ask("PATCH", path, {"max_containers": None, "scaledown_window": 5})[0] == 200
     assert service.asked[-1] == (

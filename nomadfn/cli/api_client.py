@@ -1,0 +1,117 @@
+"""The HTTP API from the command line's side: finding the control service, asking it, raising its errors."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from nomadfn import exception
+from nomadfn.sdk import service
+
+TIMEOUT_S = 30.0
+
+
+class FunctionError(exception.Error):
+    """A function raised; `traceback` is as its container printed it."""
+
+    def __init__(self, kind: str, message: str, traceback: str) -> None:
+        super().__init__(f"{kind}: {message}")
+        self.traceback = traceback
+
+
+class ApiClient:
+    """Asks one control service. Every method raises the errors of `nomadfn.exception`."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self.url = url
+        self._token = token
+
+    def ask(self, method: str, path: str, body: Any = None, timeout_s: float = TIMEOUT_S) -> Any:
+        """The answer's JSON. Raises what the service answered with, or ServiceError when it cannot be reached."""
+        connection, response = self._send(method, path, body, timeout_s)
+        try:
+            text = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from error
+        finally:
+            connection.close()
+        try:
+            content = json.loads(text)
+        except ValueError:
+            raise exception.ServiceError(
+                f"{self.url} answered {response.status} without JSON; is that a nomadfn control service?"
+            ) from None
+        if response.status >= 400:
+            raise _error_of(content, response)
+        return content
+
+    def lines(self, path: str) -> Iterator[bytes]:
+        """The lines of a log as they come, until the service ends it."""
+        connection, response = self._send("GET", path, None, None)
+        try:
+            if response.status >= 400:
+                raise _error_of(json.loads(response.read()), response)
+            while line := response.readline():
+                yield line
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from error
+        finally:
+            connection.close()
+
+    def _send(
+        self, method: str, path: str, body: Any, timeout_s: float | None
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        parts = urlsplit(self.url)
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=timeout_s)
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            return connection, connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> exception.ServiceError:
+        return exception.ServiceError(
+            f"the control service at {self.url} does not answer ({error}); `nomadfn status` says whether it runs, "
+            "`nomadfn up` starts it"
+        )
+
+
+def connect() -> ApiClient:
+    """The control service that `nomadfn up` keeps. Raises ServiceError when there is none."""
+    found = service.find_running(service.data_folder())
+    if found is None:
+        raise exception.ServiceError("no control service is running; start one with `nomadfn up`")
+    return ApiClient(found.http_url, found.token)
+
+
+def path(*parts: str, **query: object) -> str:
+    """`/v1/…` with each part and value quoted; what is None is left out of the query."""
+    route = "/".join(quote(part, safe="") for part in parts)
+    asked = urlencode({name: value for name, value in query.items() if value is not None})
+    return f"/v1/{route}?{asked}" if asked else f"/v1/{route}"
+
+
+def _error_of(content: Any, response: http.client.HTTPResponse) -> exception.Error:
+    try:
+        error = content["error"]
+        kind, message = str(error["kind"]), str(error["message"])
+    except (TypeError, KeyError):
+        return exception.ServiceError(f"the control service answered {response.status} without saying why")
+    if "traceback" in error:
+        return FunctionError(kind, message, str(error["traceback"]))
+    cls = getattr(exception, kind, exception.ServiceError)
+    if cls is exception.ResourceExhaustedError:
+        retry_after_s = response.headers.get("Retry-After", "")
+        return exception.ResourceExhaustedError(
+            message, retry_after_s=float(retry_after_s) if retry_after_s.isdigit() else 1.0
+        )
+    if not (isinstance(cls, type) and issubclass(cls, exception.Error)):
+        return exception.ServiceError(f"{kind}: {message}")
+    return cls(message)

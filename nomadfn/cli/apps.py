@@ -1,0 +1,80 @@
+"""`nomadfn app …`: what runs, stopping it, and what it wrote."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import typer
+
+commands = typer.Typer(help="Apps: list, stop, logs.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@commands.command("list")
+def list_apps(as_json: bool = typer.Option(False, "--json", help="Print all of it as JSON.")) -> None:
+    """List apps that are deployed or run."""
+    from nomadfn.cli import output
+    from nomadfn.cli.api_client import connect
+
+    apps = connect().ask("GET", "/v1/apps")["apps"]
+    if as_json:
+        output.print_json(apps)
+        return
+    now = time.time()
+    columns = ("app", "state", "version", "functions", "containers", "pending", "running", "since", "id")
+    rows = [
+        [
+            app["name"],
+            app["state"],
+            app["version"],
+            app["functions"],
+            app["containers"],
+            app["pending"],
+            app["running"],
+            output.duration(now - app["started_at"]),
+            app["app_id"],
+        ]
+        for app in apps
+    ]
+    output.print_table(columns, rows, "No apps. `nomadfn deploy FILE` deploys one.")
+
+
+@commands.command("stop")
+def stop_app(
+    app: str = typer.Argument(metavar="APP", help="Name of a deployed app, or an app's id."),
+    as_json: bool = typer.Option(False, "--json", help="Print what was cancelled as JSON."),
+) -> None:
+    """Stop an app. Its inputs are cancelled, its containers end, and it is no longer deployed."""
+    from nomadfn.cli import output
+    from nomadfn.cli.api_client import connect, path
+
+    outcome = connect().ask("POST", path("apps", app, "stop"))
+    if as_json:
+        output.print_json(outcome)
+    else:
+        print(f"Stopped {app}; {output.plural(outcome['cancelled'], 'input')} cancelled.")
+
+
+@commands.command("logs")
+def logs(
+    app: str = typer.Argument(metavar="APP", help="Name of a deployed app, or an app's id."),
+    follow: bool = typer.Option(False, "--follow", "-f", help="Go on with new lines until Ctrl-C."),
+    tail: int = typer.Option(100, min=0, max=10_000, help="How many of the last lines."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object a line."),
+) -> None:
+    """Print what an app's containers wrote. Each line is marked with function and container."""
+    import json
+
+    from nomadfn.cli import output
+    from nomadfn.cli.api_client import connect, path
+
+    route = path("apps", app, "logs", tail=tail, follow=int(follow), format="json")
+    for raw in connect().lines(route):
+        if as_json:
+            sys.stdout.write(raw.decode())
+            sys.stdout.flush()
+            continue
+        line = json.loads(raw)
+        stream = sys.stdout if line["stream"] == 1 else sys.stderr
+        for text in line["text"].splitlines() or [""]:
+            print(output.container_line(line["function"], line["index"], text, stream), file=stream, flush=True)

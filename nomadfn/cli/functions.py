@@ -1,0 +1,198 @@
+"""`nomadfn function …`: what there is, calling it, scaling it, and why it has the containers that it has."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import typer
+
+commands = typer.Typer(
+    help="Functions: list, call, scale, explain.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+APP = typer.Argument(metavar="APP", help="Name of a deployed app, or an app's id.")
+NAME = typer.Argument(metavar="FUNCTION", help="Name of the function.")
+JSON = typer.Option(False, "--json", help="Print all of it as JSON.")
+EXIT_USER_ERROR = 1
+CALL_WAIT_S = 60
+RESULT_WAIT_S = 30
+MARGIN_S = 30.0
+"""Beyond the time for which the service was asked to wait."""
+
+
+@commands.command("list")
+def list_functions(
+    app: str = typer.Option(None, help="Only of this app."),
+    as_json: bool = JSON,
+) -> None:
+    """List functions with figures and settings."""
+    from nomadfn.cli import output
+    from nomadfn.cli.api_client import connect, path
+
+    functions = connect().ask("GET", path("functions", app=app))["functions"]
+    if as_json:
+        output.print_json(functions)
+        return
+    columns = ("app", "function", "pending", "running", "containers", "starting", "min", "max", "buffer", "window")
+    rows = []
+    for one in functions:
+        settings = one["settings"]
+        rows.append(
+            [
+                one["app"],
+                one["name"],
+                one["pending"],
+                one["running"],
+                one["containers"],
+                one["starting"],
+                settings["min_containers"],
+                settings["max_containers"],
+                settings["buffer_containers"],
+                f"{settings['scaledown_window_s']:g} s{' (changed)' if one['overridden'] else ''}",
+            ]
+        )
+    output.print_table(columns, rows, "No functions. `nomadfn deploy FILE` deploys an app.")
+
+
+@commands.command("call")
+def call_function(
+    app: str = APP,
+    name: str = NAME,
+    arguments: list[str] = typer.Argument(None, metavar="ARG", help="JSON, or else text: 3, '[1, 2]', hello."),
+    keyword: list[str] = typer.Option([], "--keyword", "-k", metavar="NAME=VALUE", help="One by keyword; repeatable."),
+    as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
+) -> None:
+    """Call a function and print its result. Waits until the function is done."""
+    from nomadfn.cli import output
+    from nomadfn.cli.api_client import FunctionError, connect, path
+
+    body = {"args": [_value(text) for text in arguments or []], "kwargs": dict(_pair(text) for text in keyword)}
+    service = connect()
+    route = path("apps", app, "functions", name, "call", wait_s=CALL_WAIT_S)
+    try:
+        content = service.ask("POST", route, body, CALL_WAIT_S + MARGIN_S)
+        while "result" not in content:
+            # The function is still at it; its own `timeout` is what ends this.
+            route = path("calls", content["call"], "result", wait_s=RESULT_WAIT_S)
+            content = service.ask("GET", route, None, RESULT_WAIT_S + MARGIN_S)
+    except FunctionError as error:
+        sys.stderr.write(error.traceback)
+        raise typer.Exit(EXIT_USER_ERROR) from None
+    result = content["result"]
+    if as_json or not isinstance(result, str):
+        output.print_json(result)
+    else:
+        print(result)
+
+
+@commands.command("scale")
+def scale_function(
+    app: str = APP,
+    name: str = NAME,
+    min_containers: int = typer.Option(None, help="Containers that are always there."),
+    max_containers: str = typer.Option(None, metavar="<int|none>", help="Containers at the most; none is unlimited."),
+    buffer_containers: int = typer.Option(None, help="Idle containers beside the busy ones."),
+    scaledown_window: float = typer.Option(None, help="Seconds that a surplus container stays idle."),
+    as_json: bool = JSON,
+) -> None:
+    """Change autoscaler settings. They hold until the next deploy; what is not named stays."""
+    from nomadfn.cli import output
+    from nomadfn.cli.api_client import connect, path
+
+    changes: dict[str, Any] = {
+        "min_containers": min_containers,
+        "buffer_containers": buffer_containers,
+        "scaledown_window": scaledown_window,
+    }
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if max_containers is not None:
+        changes["max_containers"] = None if max_containers == "none" else _whole(max_containers)
+    if not changes:
+        raise typer.BadParameter("name at least one setting to change, for example --min-containers 2")
+    settings = connect().ask("PATCH", path("apps", app, "functions", name, "autoscaler"), changes)
+    if as_json:
+        output.print_json(settings)
+    else:
+        print(f"{app} {name}: {_settings_line(settings)}, until the next deploy")
+
+
+@commands.command("explain")
+def explain_function(app: str = APP, name: str = NAME, as_json: bool = JSON) -> None:
+    """Show why a function has its containers. Figures, settings, and the last decisions with their reasons."""
+    from nomadfn.cli import output
+    from nomadfn.cli.api_client import connect, path
+
+    content = connect().ask("GET", path("apps", app, "functions", name))
+    if as_json:
+        output.print_json(content)
+        return
+    changed = " (changed since the deploy)" if content["overridden"] else ""
+    ready = sum(1 for one in content["containers"] if one["state"] != "starting")
+    print(f"{content['app']} {content['name']}")
+    print(f"settings    {_settings_line(content['settings'])}{changed}")
+    run_time_s = content["run_time_s"]
+    measured = "" if run_time_s is None else f", {_run_time(run_time_s)} an input"
+    print(f"inputs      {content['pending']:,} pending, {content['running']:,} running{measured}")
+    print(f"containers  {ready:,} ready, {content['wanted']:,} wanted")
+    if content["blocked"]:
+        print(f"limited by  {content['blocked']}")
+    if content["last_error"]:
+        print(f"last error  {content['last_error']}")
+    now = time.time()
+    if content["containers"]:
+        print()
+        columns = ("container", "index", "state", "idle", "pid")
+        rows = [
+            [one["container"], one["index"], one["state"], _idle(one["idle_s"]), str(one["pid"] or "-")]
+            for one in content["containers"]
+        ]
+        output.print_table(columns, rows, "")
+    if content["decisions"]:
+        print()
+        rows = [
+            [f"{output.duration(now - one['at'])} ago", one["count"], one["reason"]] for one in content["decisions"]
+        ]
+        output.print_table(("decided", "count", "reason"), rows, "")
+
+
+def _value(text: str) -> Any:
+    """A word of the command line as JSON, or as the text that it is."""
+    import json
+
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise typer.BadParameter(f"--keyword takes NAME=VALUE, not {text!r}")
+    return name, _value(value)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"--max-containers takes a whole number or none, not {text!r}") from None
+
+
+def _settings_line(settings: dict[str, Any]) -> str:
+    most = "unlimited" if settings["max_containers"] is None else settings["max_containers"]
+    return (
+        f"min {settings['min_containers']}, max {most}, buffer {settings['buffer_containers']}, "
+        f"window {settings['scaledown_window_s']:g} s"
+    )
+
+
+def _idle(idle_s: float | None) -> str:
+    return "-" if idle_s is None else f"{idle_s:.1f} s"
+
+
+def _run_time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
