@@ -473,6 +473,7 @@ def test_a_new_revision_drains_the_containers_of_the_old_one() -> None:
     world.submit(b"y")
     world.wait(0.1)
     (new,) = world.start(1)
+    world.settle()
     assert [one.container for one in of(world.seen, effects.Deliver)] == [old, new]
 
 
