@@ -236,12 +236,12 @@ class MapRun:
             self._error = value
 
 
-def iterate(start: Callable[[], Coroutine[Any, Any, MapRun]], function: str) -> Generator[Any, None, None]:
+def iterate(start: Callable[[], Coroutine[Any, Any, MapRun]], verb: str) -> Generator[Any, None, None]:
     """The results of a map, for a plain `for`. Nothing happens before the first one is asked for."""
     if in_event_loop():
         raise InvalidError(
-            f"{function}.map is iterated inside a running event loop and would stop it; "
-            f"use `async for result in {function}.map.aio(...)`"
+            f"{verb} is iterated inside a running event loop and would stop it; "
+            f"use `async for result in {verb}.aio(...)`"
         )
     run = run_sync(start())
     try:
