@@ -284,6 +284,9 @@ class Core:
         state.withheld.clear()
         known = {function.id for app in state.apps.values() for function in app.functions.values()}
         for call in list(state.calls.values()):
+            if call.finished and not call.finished_at:
+                # Its last result became durable by a snapshot that was made before it was shown.
+                call.finished_at = now
             if call.finished or call.function.id in known:
                 if call.total < 0:
                     self._expect_session(now, call.caller).calls[call.id] = call

@@ -71,8 +71,9 @@ class State:
     capacity_reason: str = ""
 
     def touch(self, function: Function) -> None:
-        self.dirty[function.id] = function
-        self.active[function.id] = function
+        if self.functions.get(function.id) is function:
+            self.dirty[function.id] = function
+            self.active[function.id] = function
 
     def record(self, one: Record) -> int:
         self.records.append(one)
