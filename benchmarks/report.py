@@ -60,14 +60,14 @@ def markdown(machine: Machine, results: list[Result]) -> str:
         f"{machine.load_before:.1f} before and {machine.load_after:.1f} after; {machine.wall_s:.0f} s.",
         "Medians, with the lowest and the highest of the rounds in brackets.",
         "",
-        "| measurement | unit | contender | median | range | the first is |",
+        "| measurement | unit | contender | median | range | first ÷ this |",
         "|---|---|---|---:|---:|---:|",
     ]
     for result in results:
         first = statistics.median(next(iter(result.series.values())))
         for position, (contender, values) in enumerate(result.series.items()):
             median = statistics.median(values)
-            ratio = f"{first / median:.2f} ×" if position and median else ""
+            ratio = f"{first / median:.2f}" if position and median else ""
             name, unit = (result.name, result.unit) if not position else ("", "")
             spread = f"{number(min(values))} to {number(max(values))}"
             lines.append(f"| {name} | {unit} | {contender} | {number(median)} | {spread} | {ratio} |")

@@ -7,7 +7,9 @@ contenders in turn, so that ratios mean something where absolute figures do not.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -40,11 +42,13 @@ def measure(only: list[str], rounds: int, pending: int) -> list[report.Result]:
     if unknown := set(only) - set(table):
         sys.exit(f"There is no case {', '.join(sorted(unknown))}; there are {', '.join(table)}.")
     results: list[report.Result] = []
-    with pool, bodies.app.run():
-        for name, case in table.items():
-            if not only or name in only:
-                print(f"measuring: {name}", file=sys.stderr, flush=True)
-                results += case()
+    with pool, tempfile.TemporaryDirectory() as empty:
+        os.environ["NOMADFN_DATA_DIR"] = empty  # What `nomadfn up` keeps is not what is measured.
+        with bodies.app.run():
+            for name, case in table.items():
+                if not only or name in only:
+                    print(f"measuring: {name}", file=sys.stderr, flush=True)
+                    results += case()
     return results
 
 
