@@ -159,6 +159,8 @@ class Containers:
         if runner.connection is not None:
             runner.connection.close()
         self._service.tokens.revoke(id)
+        for session in [one.id for one in self._core.state.sessions.values() if one.parent == id]:
+            self._core.end_session(self._service.now(), session)
         self._core.container_lost(self._service.now(), id, runner.ended.what, runner.ended.tail)
         self._service.poke()
 

@@ -5,7 +5,6 @@ Everything that comes in while one segment is written goes into the next. The ev
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from dataclasses import dataclass
 from nomadfn.core import records
 from nomadfn.ports import Journal, JournalError
 
+SEGMENT_BYTES = 4 * 1024 * 1024
 SEGMENT_RECORDS = 20_000
 COMPACT_FROM_BYTES = 64 * 1024 * 1024
 COMPACT_GROWTH = 4
-SNAPSHOT_RECORDS = 2_000
 
 
 @dataclass(slots=True)
@@ -63,7 +62,15 @@ class DurableWriter:
         """Replace all that was written so far by `snapshot`: the state after the batches of earlier `write` calls."""
         self._compacting = True
         bodies = []
-        while part := list(itertools.islice(snapshot, SNAPSHOT_RECORDS)):
+        part: list[records.Record] = []
+        size_bytes = 0
+        for record in snapshot:
+            part.append(record)
+            size_bytes += records.size_of(record)
+            if _is_full(part, size_bytes):
+                bodies.append(records.encode_segment(part))
+                part, size_bytes = [], 0
+        if part:
             bodies.append(records.encode_segment(part))
         self._put(_Snapshot(bodies))
 
@@ -86,6 +93,8 @@ class DurableWriter:
                 pass
         except JournalError as error:
             self._on_failure(error)
+        except Exception as error:
+            self._on_failure(JournalError(f"the journal's thread failed: {error!r}"))
         finally:
             self._journal.close()
 
@@ -95,14 +104,15 @@ class DurableWriter:
                 self._wake.wait()
             queue, self._queue = self._queue, []
         segment: list[records.Record] = []
-        number = 0
+        number = size_bytes = 0
         for one in queue:
             if isinstance(one, _Batch):
                 segment += one.records
+                size_bytes += sum(map(records.size_of, one.records))
                 number = one.number
-            if segment and (isinstance(one, _Snapshot) or len(segment) >= SEGMENT_RECORDS):
+            if segment and (isinstance(one, _Snapshot) or _is_full(segment, size_bytes)):
                 self._write(segment, number)
-                segment = []
+                segment, size_bytes = [], 0
             if isinstance(one, _Snapshot):
                 self._replace(one)
         if segment:
@@ -119,3 +129,7 @@ class DurableWriter:
         self.size_bytes = self._journal.size_bytes()
         self._compact_at = max(COMPACT_FROM_BYTES, COMPACT_GROWTH * self.size_bytes)
         self._compacting = False
+
+
+def _is_full(segment: list[records.Record], size_bytes: int) -> bool:
+    return size_bytes >= SEGMENT_BYTES or len(segment) >= SEGMENT_RECORDS

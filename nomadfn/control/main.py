@@ -18,9 +18,11 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nomadfn import ports
 from nomadfn.adapters.local import LocalCluster, WarmParent
 from nomadfn.exception import ConflictError, Error, InvalidError, ServiceError
 
@@ -134,54 +136,22 @@ def _end_with(lifeline: int) -> None:
 
 
 async def _serve(settings: Settings, parent: WarmParent, ready: _Ready, private: bool) -> int:
-    from nomadfn.adapters.directory_blobs import DirectoryBlobs
-    from nomadfn.adapters.lockfile import FileLease
-    from nomadfn.adapters.sqlite_registry import SqliteRegistry
-    from nomadfn.control import tokens
     from nomadfn.control.connections import listen
-    from nomadfn.control.service import Address, Service
-    from nomadfn.core.core import Core
-    from nomadfn.ports import LeaseHeldError
 
-    folder = settings.data_dir
     cluster = LocalCluster(parent, settings.capacity)
-    lease = FileLease(str(folder / "control.lock"))
-    try:
-        epoch = lease.acquire()
-    except LeaseHeldError as error:
-        await cluster.close()
-        raise ConflictError(str(error)) from None
+    storage = await _open_storage(settings.data_dir, cluster)
     # A private service has no callers but its own program: it is spared what the HTTP API costs at the start.
     http = None if private else _bind(settings.host, settings.port, "port")
-    journal = _open_journal(folder)
-    registry = SqliteRegistry(str(folder / "registry.db"))
-    blobs = DirectoryBlobs(str(folder / "blobs"))
-    (folder / "code").mkdir(exist_ok=True)
-    token = settings.token or tokens.load_or_create(folder / "token")
     ended: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-    address = Address(
-        http_url="" if http is None else _url("http", settings.host, http.getsockname()[1]),
-        data_dir=str(folder),
-        code_cache=str(folder / "code"),
-        blobs=str(folder / "blobs"),
-        target="a private control service of this program" if private else f"the control service in {folder}",
-        private=private,
-    )
-    core = Core(settings.limits, epoch=epoch, capacity=cluster.capacity, capacity_reason=cluster.capacity_reason)
-    service = Service(
-        core, cluster, registry, blobs, tokens.Tokens(token), address, journal, lambda error: _end(ended, error)
-    )
-    address.started_at = service.now()
-    if not private:
-        _bring_back(service, journal)
+    service = _build(settings, cluster, storage, http, ended, private)
     try:
         listener = await listen(service, settings.host, settings.data_port)
     except OSError as error:
         raise ConflictError(_taken("data_port", settings.host, settings.data_port, error)) from None
-    address.data_url = _url("ws", settings.host, listener.sockets[0].getsockname()[1]) + "/v1/connect"
+    service.address.data_url = _url("ws", settings.host, listener.sockets[0].getsockname()[1]) + "/v1/connect"
     await service.start()
-    record = _announce(folder, settings, service, private)
-    lease.describe(f"pid {os.getpid()}, {address.http_url or 'private'}")
+    record = _announce(settings.data_dir, service, private)
+    storage.lease.describe(f"pid {os.getpid()}, {service.address.http_url or 'private'}")
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _end, ended, None)
     ready.tell(record)
@@ -189,16 +159,90 @@ async def _serve(settings: Settings, parent: WarmParent, ready: _Ready, private:
     try:
         fault = await ended
     finally:
-        (folder / "service.json").unlink(missing_ok=True)
+        (settings.data_dir / "service.json").unlink(missing_ok=True)
         listener.close()
         await service.close()
         if api is not None:
             await _close_api(api)
-        registry.close()
-        lease.release()
+        storage.registry.close()
+        storage.lease.release()
     if fault is not None:
         raise StorageError(f"the control service cannot go on: {fault}") from fault
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    """What lies in the data folder, opened under the lease."""
+
+    lease: ports.Lease
+    epoch: int
+    journal: ports.Journal
+    registry: ports.Registry
+    blobs: ports.Blobs
+
+
+async def _open_storage(folder: Path, cluster: LocalCluster) -> _Storage:
+    from nomadfn.adapters.directory_blobs import DirectoryBlobs
+    from nomadfn.adapters.lockfile import FileLease
+    from nomadfn.adapters.sqlite_journal import SqliteJournal
+    from nomadfn.adapters.sqlite_registry import SqliteRegistry
+
+    try:
+        lease = FileLease(str(folder / "control.lock"))
+        epoch = lease.acquire()
+        (folder / "code").mkdir(exist_ok=True)
+        journal = SqliteJournal(str(folder / "journal.db"))
+        registry = SqliteRegistry(str(folder / "registry.db"))
+        return _Storage(lease, epoch, journal, registry, DirectoryBlobs(str(folder / "blobs")))
+    except ports.LeaseHeldError as error:
+        await cluster.close()
+        raise ConflictError(str(error)) from None
+    except (ports.JournalError, ServiceError, OSError) as error:
+        await cluster.close()
+        raise StorageError(str(error)) from None
+
+
+def _build(
+    settings: Settings,
+    cluster: LocalCluster,
+    storage: _Storage,
+    http: socket.socket | None,
+    ended: asyncio.Future[Exception | None],
+    private: bool,
+) -> Service:
+    """The service over its adapters, with everything that was accepted before a restart."""
+    from nomadfn.control import tokens
+    from nomadfn.control.service import Address, Service
+    from nomadfn.core.core import Core
+
+    folder = settings.data_dir
+    address = Address(
+        http_url="" if http is None else _url("http", settings.host, http.getsockname()[1]),
+        data_dir=str(folder),
+        code_cache=str(folder / "code"),
+        blobs=storage.blobs.folder,
+        target="a private control service of this program" if private else f"the control service in {folder}",
+        private=private,
+    )
+    core = Core(
+        settings.limits, epoch=storage.epoch, capacity=cluster.capacity, capacity_reason=cluster.capacity_reason
+    )
+    good = tokens.Tokens(settings.token or tokens.load_or_create(folder / "token"))
+    service = Service(
+        core,
+        cluster,
+        storage.registry,
+        storage.blobs,
+        good,
+        address,
+        storage.journal,
+        lambda error: _end(ended, error),
+    )
+    address.started_at = service.now()
+    if not private:
+        _bring_back(service, storage.journal)
+    return service
 
 
 def _end(ended: asyncio.Future[Exception | None], error: Exception | None) -> None:
@@ -206,20 +250,9 @@ def _end(ended: asyncio.Future[Exception | None], error: Exception | None) -> No
         ended.set_result(error)
 
 
-def _open_journal(folder: Path) -> Any:
-    from nomadfn.adapters.sqlite_journal import SqliteJournal
-    from nomadfn.ports import JournalError
-
-    try:
-        return SqliteJournal(str(folder / "journal.db"))
-    except JournalError as error:
-        raise StorageError(str(error)) from None
-
-
-def _bring_back(service: Service, journal: Any) -> None:
+def _bring_back(service: Service, journal: ports.Journal) -> None:
     """Everything that was accepted before: the apps of the registry, then the calls of the journal."""
     from nomadfn.core import records
-    from nomadfn.ports import JournalError
 
     started = time.monotonic()
     service.operations.restore()
@@ -228,7 +261,7 @@ def _bring_back(service: Service, journal: Any) -> None:
         for _, body in journal.replay():
             service.core.replay(records.decode_segment(body))
             segments += 1
-    except JournalError as error:
+    except ports.JournalError as error:
         raise StorageError(str(error)) from None
     service.core.end_replay(service.now())
     if segments:
@@ -262,7 +295,7 @@ def _url(scheme: str, host: str, port: int) -> str:
     return f"{scheme}://{shown}:{port}"
 
 
-def _announce(folder: Path, settings: Settings, service: Service, private: bool) -> dict[str, Any]:
+def _announce(folder: Path, service: Service, private: bool) -> dict[str, Any]:
     """Write where the service is for the SDK and the CLI; whole or not at all, and for this user alone."""
     from nomadfn.version import __version__
 

@@ -325,10 +325,8 @@ class Operations:
     async def _durably(self, change: Callable[[], Result]) -> Result:
         """Make a change and wait until the journal has it."""
         result = change()
-        state = self._state
-        while state.durable_number < (wanted := state.record_number):
-            self._service.poke()
-            await self._service.journal_reached(wanted)
+        self._service.poke()
+        await self._service.journal_reached(self._state.record_number)
         return result
 
     def _durable_call(self, id: str, identity: Identity) -> Any:

@@ -11,12 +11,12 @@ import contextlib
 import secrets
 import sys
 import time
+import traceback
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from nomadfn_agent import wire
-from nomadfn_agent.wire import payload
 
 from nomadfn import ports
 from nomadfn.control.connections import Connection
@@ -29,8 +29,11 @@ from nomadfn.control.watchers import Watchers
 from nomadfn.core import calls, effects
 from nomadfn.core.core import Core
 from nomadfn.core.model import NO_DEADLINE, Function
+from nomadfn.core.state import blob_name
 from nomadfn.exception import Error, InvalidError, ResourceExhaustedError
 
+TICK_RETRY_S = 0.25
+BLOB_SWEEP_S = 3600.0
 LOCAL_SESSION = "se-http"
 """The session of calls that come over HTTP; it is always there."""
 
@@ -100,6 +103,23 @@ class Service:
         await self.cluster.open(self.containers.on_cluster_event)
         self.writer.start()
         self._tick()
+        sweep = self.loop.create_task(self._sweep_blobs())
+        self._tasks.add(sweep)
+        sweep.add_done_callback(self._tasks.discard)
+
+    async def _sweep_blobs(self) -> None:
+        """Now and then: delete what nobody refers to any more, as left behind by clients that were killed."""
+        while True:
+            await asyncio.sleep(BLOB_SWEEP_S)
+            try:
+                old = await asyncio.to_thread(self._old_blobs)
+                for name in old - self.core.live_blobs() if old else ():
+                    await asyncio.to_thread(self.blobs.delete, name)
+            except (Error, OSError) as error:
+                self.log(f"blobs were not swept: {error}")
+
+    def _old_blobs(self) -> set[str]:
+        return {name for name, age_s in self.blobs.names() if age_s > BLOB_SWEEP_S}
 
     async def close(self) -> None:
         """End every container, write what is there, close."""
@@ -130,6 +150,14 @@ class Service:
 
     def _settle(self) -> None:
         self._scheduled = False
+        try:
+            self._carry_out_all()
+        except Exception as error:
+            # Half of what had to be done is done: no state that anybody should be served from.
+            self.log(traceback.format_exc())
+            self.on_fatal(error)
+
+    def _carry_out_all(self) -> None:
         now = self.now()
         for effect in self.core.settle(now):
             self._carry_out(effect)
@@ -140,9 +168,14 @@ class Service:
             self.writer.compact(self.core.snapshot())
 
     def _tick(self) -> None:
-        delay_s = self.core.tick(self.now())
+        delay_s = TICK_RETRY_S
+        try:
+            delay_s = self.core.tick(self.now())
+            self.watchers.send_figures()
+        except Exception as error:
+            self.log(traceback.format_exc())
+            self.on_fatal(error)
         self._settle()
-        self.watchers.send_figures()
         self._ticker = self.loop.call_later(delay_s, self._tick)
 
     def _on_durable(self, number: int) -> None:
@@ -363,15 +396,28 @@ class Service:
     # The rest
 
     def _drop_blob(self, reference: bytes) -> None:
-        name = payload.decode_ref(reference).name
-        self.loop.run_in_executor(None, self.blobs.delete, name)
+        if name := blob_name(reference):
+            self._in_background(self.blobs.delete, name)
 
     def _app_gone(self, app: str) -> None:
         self.watchers.drop_app(app)
         for waiter in self.gone_waiters.pop(app, ()):
             _resolve(waiter)
         self.logs.end(app)
-        self.loop.run_in_executor(None, self.operations.forget_app, app)
+        self._in_background(self.operations.forget_app, app)
+
+    def _in_background(self, work: Callable[..., None], *args: Any) -> None:
+        """Something that may block and that nobody waits for; what goes wrong with it is logged."""
+
+        async def run() -> None:
+            try:
+                await asyncio.to_thread(work, *args)
+            except (Error, ValueError, OSError) as error:
+                self.log(f"{work.__name__} failed: {error}")
+
+        task = self.loop.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def perform(self, operation: str, body: dict[str, Any], identity: Identity) -> Any:
         """One operation for somebody who is not on a websocket."""

@@ -8,7 +8,7 @@ from nomadfn_agent import wire
 from . import calls, pool, scaling
 from .effects import AppGone, FunctionChanged, Notice
 from .model import STOPPING, App, Function, Session
-from .state import State
+from .state import State, drop_blob
 
 SESSION_AWAY_S = 30.0
 """A session that has been away for this long is ended."""
@@ -51,7 +51,8 @@ def end_session(state: State, now: float, session: Session) -> None:
             calls.cancel(state, now, call)
     for batch in [*session.unacknowledged, *session.unsent.values()]:
         for index in batch.indexes:
-            batch.call.drop(index)
+            if (one := batch.call.drop(index)) is not None:
+                drop_blob(state, one.status, one.payload)
         state.calls.pop(batch.call.id, None)
     for call in list(session.calls.values()):
         state.calls.pop(call.id, None)

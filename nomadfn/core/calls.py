@@ -9,7 +9,7 @@ from nomadfn_agent import wire
 
 from ..exception import NotFoundError, OutputExpiredError
 from . import limits, pool, records
-from .effects import Accept, Interrupt, Reject, SendResults, Visible
+from .effects import Accept, DropBlob, Interrupt, Reject, SendResults, Visible
 from .model import COMMIT, COMMITTING, DONE, NO_DEADLINE, RUNNING, Batch, Call, Function, Input, Session
 from .state import Commit, State, drop_blob, failure, finish, note_waiting, release_call
 
@@ -328,6 +328,9 @@ def flush_settled(state: State) -> None:
         state.withhold(Commit(call, finished.indexes))
         state.withhold(Visible(call.id))
     state.settled.clear()
+    for reference in state.spent_blobs:
+        state.withhold(DropBlob(reference))
+    state.spent_blobs.clear()
 
 
 def commit(state: State, now: float, commit: Commit) -> None:

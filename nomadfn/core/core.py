@@ -21,7 +21,7 @@ from . import apps, calls, pool, records, scaling
 from .effects import Effect
 from .limits import Limits
 from .model import COMMITTING, DELAYED, STOPPING, WAKE, App, Container, Function, Session
-from .state import Commit, State, check_invariants, finish, note_waiting
+from .state import Commit, State, blob_name, check_invariants, finish, note_waiting
 
 TICK_BUSY_S = 0.02
 TICK_IDLE_S = 0.25
@@ -305,6 +305,18 @@ class Core:
         for call in list(self.state.calls.values()):
             if call.durable:
                 yield from records.records_of(call)
+
+    def live_blobs(self) -> set[str]:
+        """The names of all blobs that something refers to: code, functions, payloads and results."""
+        names: set[str] = set()
+        for app in self.state.apps.values():
+            names.add(app.code.digest)
+            names.update(function.spec.serialized_ref for function in app.functions.values())
+        for call in self.state.calls.values():
+            for one in call.inputs():
+                if (one.codec if one.state < COMMITTING else one.status) & wire.REF:
+                    names.add(blob_name(one.payload))
+        return names
 
     def check_invariants(self) -> None:
         """Raises `InternalError` for anything that must not be; for tests and simulation."""

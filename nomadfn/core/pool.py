@@ -339,12 +339,13 @@ def _count_loss(
     _requeue(state, function, survivors)
 
 
-def start_failed(state: State, now: float, container: Container, text: str) -> None:
-    """The runner could not load the function; it ends by itself."""
+def start_failed(state: State, now: float, container: Container, text: str, grace_s: float = STOP_GRACE_S) -> None:
+    """The runner could not load the function; should it not end by itself, it is made to after `grace_s`."""
     if container.state != STARTING:
         return
     container.state = STOPPING
     container.stop_reason = "its function could not be loaded"
+    state.effects.append(StopContainer(container.id, grace_s, container.stop_reason))
     _start_failed(state, now, container.function, text)
 
 
@@ -399,8 +400,7 @@ def watch(state: State, now: float, container: Container) -> float:
 
 
 def _give_up_start(state: State, now: float, container: Container, limit_s: float) -> None:
-    start_failed(state, now, container, f"it was not ready within startup_timeout={limit_s:g} s")
-    state.effects.append(StopContainer(container.id, 0.0, "startup timeout"))
+    start_failed(state, now, container, f"it was not ready within startup_timeout={limit_s:g} s", grace_s=0.0)
 
 
 def _time_out(state: State, now: float, container: Container) -> None:

@@ -65,6 +65,11 @@ decode_segment = msgspec.msgpack.Decoder(list[Record]).decode
 _SNAPSHOT_INPUTS = 256
 
 
+def size_of(record: Record) -> int:
+    """About how many bytes a record takes: its payloads."""
+    return sum(map(len, record.payloads)) if isinstance(record, Submitted | Finished) else 64
+
+
 def records_of(call: Call) -> Iterator[Record]:
     """The records that bring back a durable call as it is now."""
     inputs = sorted(call.inputs(), key=lambda one: one.index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+import msgspec
 from nomadfn_agent import wire
 from nomadfn_agent.wire import payload as payloads
 
@@ -62,6 +63,8 @@ class State:
     """Effects that depend on a record, in the order of their numbers."""
     unsent: dict[str, Session] = field(default_factory=dict)
     settled: dict[str, Finished] = field(default_factory=dict)
+    spent_blobs: list[bytes] = field(default_factory=list)
+    """References of the payloads of inputs in `settled`."""
     expiring: deque[tuple[float, str]] = field(default_factory=deque)
     """When durable calls were finished, oldest first."""
     away: dict[str, Session] = field(default_factory=dict)
@@ -96,6 +99,14 @@ def is_live(one: Input) -> bool:
     return one.state == PENDING
 
 
+def blob_name(reference: bytes) -> str:
+    """The name in a blob reference; empty when it is none, which a client is free to send."""
+    try:
+        return payloads.decode_ref(reference).name
+    except msgspec.DecodeError:
+        return ""
+
+
 def drop_blob(state: State, codec_or_status: int, payload: bytes) -> None:
     if codec_or_status & wire.REF:
         state.effects.append(DropBlob(payload))
@@ -111,7 +122,10 @@ def finish(state: State, now: float, one: Input, status: int, payload: bytes) ->
     else:
         function.pending[durable] -= 1
     one.move(SETTLE if durable else FINISH)
-    if one.codec & wire.REF:
+    if one.codec & wire.REF and durable:
+        # Until its result is durable, a restart would run the input again, and need its payload.
+        state.spent_blobs.append(one.payload)
+    elif one.codec & wire.REF:
         state.effects.append(DropBlob(one.payload))
     one.payload = payload
     one.status = status
