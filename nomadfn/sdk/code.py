@@ -48,7 +48,7 @@ class Origin:
 def module_name_of(file: Path) -> str:
     """The name under which a program's file is imported; it never hides a module of Python itself."""
     stem = file.stem.replace(".", "_")
-    return f"{stem}_" if stem in sys.stdlib_module_names or stem in OWN_PACKAGES else stem
+    return f"{stem}_" if stem in sys.stdlib_module_names or stem in OWN_PACKAGES or stem == "test" else stem
 
 
 def alias_main() -> str:
@@ -225,6 +225,8 @@ class _Collection:
             return
         file, folder = self.root / f"{top}.py", self.root / top
         if file.is_file():
+            if file in self.files.values():  # the program itself, under another name
+                return
             self._tops.add(top)
             self._add(f"{top}.py", file)
         elif folder.is_dir() and not _is_skipped(top) and not self._is_library(folder):

@@ -45,11 +45,12 @@ def find_app(module: ModuleType, name: str | None = None) -> App:
     distinct = list(dict.fromkeys(found.values()))
     where = getattr(module, "__file__", None) or module.__name__
     if name is not None:
-        chosen = [one for one in distinct if one.name == name] or [found[name]] * (name in found)
-        if not chosen:
-            known = ", ".join(repr(one.name) for one in distinct) or "none"
+        by_name = {one.name: one for one in distinct}
+        chosen = by_name.get(name) or found.get(name)
+        if chosen is None:
+            known = ", ".join(map(repr, by_name)) or "none"
             raise NotFoundError(f"{where} has no app called {name!r}; its apps: {known}")
-        return chosen[0]
+        return chosen
     if not distinct:
         raise InvalidError(f"{where} has no app; make one at its top level: app = nomadfn.App('name')")
     if len(distinct) > 1:

@@ -104,12 +104,12 @@ class Double:
 
     def _check(self, connection: ServerConnection, request: Request) -> Response | None:
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
-            return connection.respond(401, "a wrong token")  # type: ignore[arg-type]
+            return connection.respond(401, "a wrong token")
         return None
 
     def _serve(self, connection: ServerConnection) -> None:
         try:
-            hello = wire.decode_from_client(connection.recv(20))
+            hello = wire.decode_from_client(connection.recv(20, decode=False))
             assert isinstance(hello, wire.Hello)
             resumed = hello.session in self._sessions
             self._sessions.add(hello.session)
@@ -121,8 +121,8 @@ class Double:
                 self.connections.append(connection)
                 self.frames.append(hello)
                 self.changed.notify_all()
-            for message in connection:
-                self._take(connection, wire.decode_from_client(message))
+            while True:
+                self._take(connection, wire.decode_from_client(connection.recv(decode=False)))
         except (ConnectionClosed, OSError, EOFError):
             pass
 

@@ -155,10 +155,12 @@ def test_the_last_messages_before_the_other_side_closes_are_received() -> None:
 def test_many_threads_may_send_at_once() -> None:
     with server(echo) as url:
         link = Link.connect(url, "nf_good")
-        threads = [
-            threading.Thread(target=lambda number=number: [link.send(bytes([number]) * 5000) for _ in range(20)])
-            for number in range(8)
-        ]
+
+        def send_some(number: int) -> None:
+            for _ in range(20):
+                link.send(bytes([number]) * 5000)
+
+        threads = [threading.Thread(target=send_some, args=(number,)) for number in range(8)]
         for thread in threads:
             thread.start()
         got: list[bytes] = []

@@ -154,7 +154,7 @@ def test_an_iterator_that_raises_gives_its_results_and_then_its_exception(app: A
         yield 2
         raise KeyError("the input is broken")
 
-    got = []
+    got: list[int] = []
     with pytest.raises(KeyError, match="the input is broken"):
         got.extend(app.registered_functions["square"].map(broken()))
     results = app.registered_functions["square"].map(broken(), return_exceptions=True)
@@ -223,7 +223,7 @@ def test_an_async_iterable_needs_the_async_form(app: App) -> None:
         yield 1
 
     with pytest.raises(InvalidError, match="async iterable needs the async form"):
-        list(app.registered_functions["square"].map(numbers()))
+        list(app.registered_functions["square"].map(numbers()))  # type: ignore[arg-type]
 
 
 def test_for_each_gives_nothing_and_can_ignore_exceptions(app: App, double: Double) -> None:
