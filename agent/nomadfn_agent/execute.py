@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from . import context
 from .code import Code
-from .wire import EXCEPTION, FAILURE, INLINE_PAYLOAD_BYTES, OK, PICKLE, REF
+from .wire import DURABLE, EXCEPTION, FAILURE, INLINE_PAYLOAD_BYTES, OK, PICKLE, REF
 from .wire.payload import (
     Failure,
     Unpicklable,
@@ -50,6 +50,8 @@ class SyncExecutor:
         self._blobs = code.bind.blobs
         self._max_payload_bytes = int(os.environ.get("NOMADFN_MAX_PAYLOAD_BYTES", MAX_PAYLOAD_BYTES))
         self._set_input = context.running.set
+        self._durable = False
+        """Whether the result of what runs is kept for days."""
         self._running = 0
         self._interrupted = 0
         self._main_thread = threading.get_ident()
@@ -84,7 +86,12 @@ class SyncExecutor:
     def _run(self, data: bytes, codec: int) -> tuple[int, bytes]:
         try:
             if codec >= REF:
-                data, codec = read_blob(self._blobs, decode_ref(data)), codec - REF
+                self._durable = bool(codec & DURABLE)
+                if codec & REF:
+                    data = read_blob(self._blobs, decode_ref(data))
+                codec &= ~(REF | DURABLE)
+            else:
+                self._durable = False
             args, kwargs = load_arguments(data, codec)
         except Exception as error:
             return self._undecodable(error)
@@ -112,7 +119,7 @@ class SyncExecutor:
                 f"{self._max_payload_bytes:,}: store it elsewhere and return where it is",
             )
         try:
-            return status | REF, encode(write_blob(self._blobs, payload))
+            return status | REF, encode(write_blob(self._blobs, payload, sync=self._durable))
         except OSError as error:
             return _failure("InternalError", f"the result of {self._name} could not be stored: {error}")
 

@@ -157,7 +157,9 @@ class Loop:
                     self._flush()
                     self._link.send(encode(Returned(self._withdraw(frozenset(deliveries)))))
                 case Interrupt(deliveries):
-                    self._withdraw(frozenset(deliveries))
+                    withdrawn = self._withdraw(frozenset(deliveries))
+                    if withdrawn:
+                        self._link.send(encode(Returned(withdrawn)))
                     running = self._current
                     if running in deliveries:
                         self._interrupt(running)

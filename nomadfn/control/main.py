@@ -44,12 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lifeline = flags.pop("lifeline_fd")
     private = flags.pop("private")
     try:
+        parent = WarmParent.launch()
         from nomadfn.control.settings import load_settings
 
         settings = load_settings(flags)
+        # After the warm parent: what user functions write is theirs to decide.
         os.umask(0o077)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        parent = WarmParent.launch()
         return _run(settings, parent, ready, lifeline, private)
     except BaseException as error:
         return ready.fail(error)

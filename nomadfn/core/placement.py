@@ -160,9 +160,7 @@ def _yields(wants: Sequence[Want], shares: Sequence[int], lacking: int) -> list[
 
 
 def _reason(want: Want, wants: Sequence[Want], capacity: int, capacity_reason: str) -> str:
-    words = f"the capacity of {capacity:,} container{'' if capacity == 1 else 's'}"
-    if capacity_reason:
-        words += f" ({capacity_reason})"
+    words = capacity_reason or f"the capacity of {capacity:,} container{'' if capacity == 1 else 's'}"
     others = sorted((-other.has, other.name or other.function) for other in wants if other is not want and other.has)
     if others:
         held = " and ".join(f"{name} holds {-has:,}" for has, name in others[:2])

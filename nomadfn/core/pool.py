@@ -178,7 +178,7 @@ def _hand_over(state: State, now: float, function: Function, container: Containe
         deliver.deliveries.append(delivery)
         deliver.indexes.append(one.index)
         deliver.payloads.append(one.payload)
-        deliver.codecs.append(one.codec)
+        deliver.codecs.append(one.codec | wire.DURABLE if durable else one.codec)
         delivery += 1
     state.next_delivery = delivery
 

@@ -29,7 +29,7 @@ def test_without_a_capacity_everyone_gets_what_it_wants() -> None:
 
 def test_one_function_alone_gets_the_whole_capacity_and_is_told_so() -> None:
     grant = share([Want("a", 10)], 4, "4 cores")["a"]
-    assert (grant.count, grant.share, grant.reason) == (4, 4, "the capacity of 4 containers (4 cores)")
+    assert (grant.count, grant.share, grant.reason) == (4, 4, "4 cores")
 
 
 def test_a_capacity_is_divided_fairly_and_small_wants_are_met_first() -> None:
@@ -88,7 +88,7 @@ def test_containers_over_the_first_wait_until_there_is_room() -> None:
 def test_the_reason_says_the_capacity_and_who_holds_it() -> None:
     wants = [Want("a", 9, name="resize", has=2), Want("b", 9, has=5, name="embed"), Want("c", 1, has=1, name="tag")]
     reason = share(wants, 8, "8 cores")["a"].reason
-    assert reason == "the capacity of 8 containers (8 cores), of which embed holds 5 and tag holds 1"
+    assert reason == "8 cores, of which embed holds 5 and tag holds 1"
 
 
 @st.composite

@@ -40,6 +40,8 @@ PICKLE = 0
 JSON = 1
 REF = 16
 """Added to a codec or a status: the payload is `payload.BlobRef` in msgpack, not the bytes themselves."""
+DURABLE = 32
+"""Added to a codec in `Deliver`: the result is kept for days, so a blob with it has to survive a power cut."""
 
 OK = 0
 EXCEPTION = 1
@@ -281,7 +283,7 @@ class Deliver(_Frame, tag=23):
     indexes: list[int]
     payloads: list[bytes]
     codecs: list[int]
-    """One codec for all, or one an input."""
+    """One codec for all, or one an input; with `REF` and `DURABLE` where they apply."""
 
 
 class Outputs(_Frame, tag=24):
@@ -294,7 +296,7 @@ class Outputs(_Frame, tag=24):
 
 
 class Recall(_Frame, tag=25):
-    """Give back those of these deliveries that have not been started; answered by one `Returned`."""
+    """Give back those of these deliveries that have not been started; answered by one `Returned`, maybe empty."""
 
     deliveries: list[int]
 
@@ -304,7 +306,7 @@ class Returned(_Frame, tag=26):
 
 
 class Interrupt(_Frame, tag=27):
-    """Raise InputCancellation in these deliveries if they run; drop them if they have not been started."""
+    """Raise InputCancellation in these deliveries if they run; those not started are named in a `Returned`."""
 
     deliveries: list[int]
 
