@@ -155,6 +155,7 @@ def test_to_another_control_service_the_app_is_told_before_the_inputs(verb: Any,
 
 def test_a_resumed_session_says_what_it_has_seen(verb: Any, double: Double) -> None:
     list(verb.map(range(20, 320)))
+    double.wait_until(lambda: double.acked == 300)
     double.frames.clear()
     double.cut()
     double.wait_until(lambda: bool(double.frames))
