@@ -26,7 +26,7 @@ Outcome = tuple[int, bytes, int]
 """Status, payload and codec of one result."""
 
 FRAME_BYTES = wire.MAX_FRAME_BYTES * 3 // 4
-CHUNK = 64
+CHUNK = 256
 """Inputs that are worth a frame of their own, and results that are handed out before their room is given back."""
 LONGEST_BACK_OFF_S = 15.0
 WARN_EVERY_S = 10.0
@@ -50,12 +50,8 @@ def new_call_id() -> str:
     return f"fc-{int(time.time()):08x}{secrets.token_hex(12)}"
 
 
-def store_if_large(
-    data: bytes, blobs: str, max_payload_bytes: int, function: str, *, durable: bool
-) -> tuple[bytes, bool]:
-    """The payload as it travels, and whether that is a reference to a blob. Raises RequestSizeError."""
-    if not payloads.is_large(data):
-        return data, False
+def store(data: bytes, blobs: str, max_payload_bytes: int, function: str, *, durable: bool) -> tuple[bytes, bool]:
+    """A large payload as a blob: the reference that travels in its place. Raises RequestSizeError."""
     if len(data) > max_payload_bytes:
         raise RequestSizeError(
             f"the arguments of {function} have {len(data):,} bytes pickled, over the limit of {max_payload_bytes:,} "
@@ -142,13 +138,17 @@ class StreamCall:
 
     def put(self, data: bytes, is_ref: bool) -> bool:
         """Add the next input; says whether it is the first of a new frame, which nobody may flush."""
+        return self.put_many([data], [0] if is_ref else [])
+
+    def put_many(self, inputs: list[bytes], refs: list[int]) -> bool:
+        """Add the next inputs; `refs` are the places of blob references among them. Answers as `put`."""
         with self._lock:
             first = not self._outbox
-            if is_ref:
-                self._refs.add(self.submitted)
-            self.submitted += 1
-            self._outbox.append(data)
-            self._outbox_bytes += len(data)
+            if refs:
+                self._refs.update(self.submitted + place for place in refs)
+            self.submitted += len(inputs)
+            self._outbox += inputs
+            self._outbox_bytes += sum(map(len, inputs))
             full = self._outbox_bytes >= FRAME_BYTES or len(self._outbox) >= wire.MAX_INPUTS_PER_FRAME
         if full:
             self.flush()
@@ -160,10 +160,14 @@ class StreamCall:
             with self._lock:
                 if not self._outbox or self._paused or self.closed:
                     return
-                taken, self._outbox, self._outbox_bytes = self._outbox, [], 0
+                taken, self._outbox = self._outbox, []
                 first = self.submitted - len(taken)
+                size, self._outbox_bytes = self._outbox_bytes, 0
                 self._sent.update(enumerate(taken, first))
-                frames = self._frames(range(first, self.submitted))
+                if size <= wire.MAX_FRAME_BYTES and len(taken) <= wire.MAX_INPUTS_PER_FRAME:
+                    frames = [self._frame(first, taken)]
+                else:
+                    frames = self._frames(range(first, self.submitted))
             for frame in frames:
                 self._session.send(frame)
 

@@ -17,7 +17,7 @@ from nomadfn.exception import DeprecationError, InvalidError, SerializationError
 
 from . import maps, options, service
 from .blocking import blocking, looping
-from .calls import SingleCall, StreamCall, store_if_large
+from .calls import SingleCall, StreamCall, store
 from .client import Client, default_client
 from .errors import Reader
 from .function_call import FunctionCall
@@ -230,7 +230,7 @@ class Function(Generic[P, R]):
         target = await self._target()
         client = target.client
         welcome = client.connect()
-        data, is_ref = self._pack(target, args, kwargs, durable=False)
+        data, is_ref = self._packer(target, kwargs, durable=False)(args)
         call = SingleCall(client, target.function_id, wire.REMOTE, data, is_ref)
         client.begin(call)
         call.submit()
@@ -252,7 +252,7 @@ class Function(Generic[P, R]):
         """Hand in one input and return once it is safe; it runs whatever becomes of this program."""
         self._refuse_generator("spawn")
         target = await self._target()
-        data, is_ref = self._pack(target, args, kwargs, durable=True)
+        data, is_ref = self._packer(target, kwargs, durable=True)(args)
         call = SingleCall(target.client, target.function_id, wire.SPAWN, data, is_ref)
         target.client.begin(call)
         call.submit()
@@ -377,23 +377,23 @@ class Function(Generic[P, R]):
                 f"return a list instead of yielding"
             )
 
-    def _pack(
-        self, target: _Target, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, durable: bool
-    ) -> tuple[bytes, bool]:
-        """The arguments as they travel, and whether that is a blob reference."""
-        try:
-            data = payloads.dump_arguments(args, kwargs)
-            if not target.knows_main and b"__main__" in data:
-                data = payloads.cloud_dumps((args, dict(kwargs)))
-        except payloads.Unpicklable as error:
-            raise SerializationError(_unpicklable_text(self.name, args, kwargs, error)) from None
-        if not payloads.is_large(data):
-            return data, False
-        welcome = target.client.connect()
-        return store_if_large(data, welcome.blobs, welcome.max_payload_bytes, self.name, durable=durable)
-
     def _packer(self, target: _Target, kwargs: Mapping[str, Any], *, durable: bool) -> maps.Pack:
-        return lambda args: self._pack(target, args, kwargs, durable=durable)
+        """Makes an input's payload out of its arguments: the bytes that travel, and whether they are a reference."""
+        dump, by_name = payloads.dump_arguments, target.knows_main
+
+        def pack(args: tuple[Any, ...]) -> tuple[bytes, bool]:
+            try:
+                data = dump(args, kwargs)
+                if not by_name and b"__main__" in data:
+                    data = payloads.cloud_dumps((args, dict(kwargs)))
+            except payloads.Unpicklable as error:
+                raise SerializationError(_unpicklable_text(self.name, args, kwargs, error)) from None
+            if len(data) <= wire.INLINE_PAYLOAD_BYTES:
+                return data, False
+            welcome = target.client.connect()
+            return store(data, welcome.blobs, welcome.max_payload_bytes, self.name, durable=durable)
+
+        return pack
 
     async def _map_run(
         self,

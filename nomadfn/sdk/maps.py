@@ -11,12 +11,15 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Sized
+from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+from nomadfn_agent.wire import MAX_INPUTS_PER_FRAME
 
 from nomadfn.exception import InvalidError
 
 from .blocking import Pending, in_event_loop, run_async, run_sync
-from .calls import CHUNK, StreamCall
+from .calls import CHUNK, FRAME_BYTES, StreamCall
 from .errors import Reader
 
 if TYPE_CHECKING:
@@ -45,16 +48,27 @@ class Feeder:
     def pull(self) -> None:
         """Put inputs until there is no more room, or no more input, and send them."""
         call, pack = self._call, self._pack
+        if self.finished or call.closed:
+            return
+        packed: list[bytes] = []
+        refs: list[int] = []
+        size = 0
         try:
-            for _ in range(call.room() if not (self.finished or call.closed) else 0):
-                item = next(self._items, _END)
-                if item is _END:
-                    self.finished = True
-                    break
-                call.put(*pack(item))  # type: ignore[arg-type]
+            for item in islice(self._items, call.room()):
+                data, is_ref = pack(item)
+                if is_ref:
+                    refs.append(len(packed))
+                packed.append(data)
+                size += len(data)
+                if len(packed) >= MAX_INPUTS_PER_FRAME or size >= FRAME_BYTES:
+                    call.put_many(packed, refs)
+                    packed, refs, size = [], [], 0
+            self.finished = call.room() > len(packed)
         except Exception as error:
             self.error = error
             self.finished = True
+        if packed:
+            call.put_many(packed, refs)
         call.flush()
 
     def pull_in_thread(self, later: Later) -> None:
@@ -69,7 +83,8 @@ class Feeder:
             async for item in items:
                 if call.put(*self._pack(item)):
                     later(0.0, call.flush)
-                await run_async(_until_room(call))
+                if call.room() <= 0:
+                    await run_async(_until_room(call))
                 if call.closed:
                     break
         except Exception as error:
@@ -80,7 +95,8 @@ class Feeder:
         call = self._call
         try:
             while not call.closed:
-                run_sync(_until_room(call))
+                if call.room() <= 0:
+                    run_sync(_until_room(call))
                 item = next(self._items, _END)
                 if item is _END or call.closed:
                     break
@@ -206,32 +222,40 @@ class MapRun:
 
     def _collect(self) -> list[Any]:
         """Unpickle what has arrived; the values that are next in turn, up to the first error."""
-        arrived = self._call.arrived
-        read = self._read
+        arrived, read, ordered = self._call.arrived, self._read, self._ordered
         batch: list[Any] = []
         while arrived and self._error is None:
             indexes, statuses, results, codec = arrived.popleft()
             for index, status, data in zip(indexes, statuses, results, strict=True):
                 outcome = read(status, data, codec)
-                if not self._ordered:
-                    self._give(outcome, batch)
-                elif index == self._next:
-                    self._next += 1
-                    self._give(outcome, batch)
-                else:
+                if ordered and index != self._next:
                     self._waiting[index] = outcome
-            while self._waiting and (held := self._waiting.pop(self._next, None)) is not None:
+                    continue
                 self._next += 1
-                self._give(held, batch)
+                if outcome[0] and self._error is None:
+                    batch.append(outcome[1])
+                else:
+                    self._give(outcome[1], batch)
+            if self._waiting:
+                self._give_waiting(batch)
+        self._given += len(batch)
         return batch
 
-    def _give(self, outcome: tuple[bool, Any], batch: list[Any]) -> None:
+    def _give_waiting(self, batch: list[Any]) -> None:
+        """Those whose turn has come, of the results that came before their turn."""
+        while (outcome := self._waiting.pop(self._next, None)) is not None:
+            self._next += 1
+            if outcome[0] and self._error is None:
+                batch.append(outcome[1])
+            else:
+                self._give(outcome[1], batch)
+
+    def _give(self, value: Any, batch: list[Any]) -> None:
+        """An exception in its place, or the end of the map; what comes behind that end is dropped."""
         if self._error is not None:
             return
-        good, value = outcome
-        if good or self._return_exceptions:
+        if self._return_exceptions:
             batch.append(value)
-            self._given += 1
         else:
             self._error = value
 
