@@ -147,8 +147,9 @@ class Containers:
         if runner.ended is not None:
             self._lost(connection.id)
         else:
-            # Without its connection it is of no use: should it not have ended, it does now.
-            self._service.cluster.stop(connection.id, DRAIN_PATIENCE_S)
+            # Its end is on its way, with how it came about. Should there be none, it is ended: it is of no use now.
+            stop = self._service.cluster.stop
+            runner.timers.append(self._service.loop.call_later(DRAIN_PATIENCE_S, stop, connection.id, DRAIN_PATIENCE_S))
 
     def _lost(self, id: str) -> None:
         runner = self._runners.pop(id, None)
