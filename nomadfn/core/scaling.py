@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from . import autoscaler, placement, pool
 from .effects import FunctionChanged, StartContainer
 from .model import DRAINING, READY, STARTING, STOPPING, Container, Function
@@ -88,9 +90,8 @@ def sample(state: State, now: float, function: Function) -> autoscaler.Sample:
 def _want(state: State, function: Function, one: autoscaler.Sample) -> placement.Want:
     wanted = autoscaler.wanted(one)
     blocked = sum(1 for container in function.containers.values() if container.waiting)
-    inner = any(
-        session.parent for caller in function.queue.callers() if (session := state.sessions.get(caller)) is not None
-    )
+    callers = chain(function.queue.callers(), (one.call.caller for one in function.queue.alone))
+    inner = any(session.parent for caller in callers if (session := state.sessions.get(caller)) is not None)
     return placement.Want(
         function=function.id,
         # Containers that only finish what they have are in the way, and no substitute for new ones.
