@@ -103,7 +103,10 @@ def cold_start(rounds: int) -> list[Result]:
 
 
 def pending_spawns(total: int) -> list[Result]:
-    """Whether work slows down while `total` spawned inputs wait: handing in, giving out, and a map beside them."""
+    """Whether work slows down while `total` spawned inputs wait: handing in, giving out, and a map beside them.
+
+    Spawns are measured in steps of a twentieth of `total`: the four with the fewest pending, the four with the most.
+    """
     function, batch = bodies.remote_wait_for, total // 20
     submit, dispatch = Result("spawns accepted, durable", "inputs/s"), Result("spawns done", "inputs/s")
     beside = Result("map of 10,000 no-ops, of another function", "inputs/s")
@@ -114,7 +117,7 @@ def pending_spawns(total: int) -> list[Result]:
             beside.add(none, map_rate(bodies.remote_noop.map, NOTHING))
         held = function.spawn(str(gate))
         rates = [batch / seconds(lambda: function.spawn_map([""] * batch)) for _ in range(20)]
-        for rate_first, rate_last in zip(rates[:2], rates[-2:], strict=True):
+        for rate_first, rate_last in zip(rates[:4], rates[-4:], strict=True):
             submit.add(none, rate_first)
             submit.add(full, rate_last)
         for _ in range(3):
@@ -122,8 +125,9 @@ def pending_spawns(total: int) -> list[Result]:
         gate.touch()
         samples = backlog_samples(function, batch)
         held.get(timeout=60)
-    dispatch.add(none, rate_between(samples, batch * 2, 0))
-    dispatch.add(full, rate_between(samples, total, total - batch * 2))
+    for step in range(4):
+        dispatch.add(none, rate_between(samples, batch * (step + 1), batch * step))
+        dispatch.add(full, rate_between(samples, total - batch * step, total - batch * (step + 1)))
     return [submit, dispatch, beside]
 
 
