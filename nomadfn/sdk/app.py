@@ -20,7 +20,7 @@ from nomadfn.exception import Error, InvalidError, ServiceError, UnsupportedErro
 from . import code, options, service
 from .blocking import Pending, Scope, blocking, in_event_loop
 from .client import Client, activate, deactivate
-from .function import Function, FunctionSettings
+from .function import Function
 from .progress import LogPrinter, Observer
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class App:
         return self.deployment.app_id if self.deployment else os.environ.get("NOMADFN_APP_ID")
 
     def function(
-        self, *misplaced: Any, **settings: Unpack[FunctionSettings]
+        self, *misplaced: Any, **settings: Unpack[options.FunctionSettings]
     ) -> Callable[[Callable[P, R]], Function[P, R]]:
         """Make a function of this app. The settings are those of `FunctionSettings`.
 

@@ -8,6 +8,7 @@ sends all of it once more; the callers notice nothing but the time.
 
 from __future__ import annotations
 
+import atexit
 import heapq
 import itertools
 import os
@@ -137,6 +138,13 @@ class Client:
                 self._standing.append(frame)
         self.send(frame)
         return pending
+
+    def cancel(self, call: str) -> None:
+        """Let the control service drop what is left of a call that nobody waits for; without an answer, or an error."""
+        try:
+            self.start_request("call.cancel", {"call": call, "terminate_containers": False})
+        except Error:
+            pass
 
     def drop_standing(self, app_id: str) -> None:
         """The app is stopped: nothing of it is done again."""
@@ -437,6 +445,7 @@ def default_client() -> Client:
                     "with `nomadfn run` or inside `with app.run():`"
                 )
             _default = Client(handle)
+            atexit.register(_default.close)
         return _default
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
 import msgspec
 from nomadfn_agent import wire
@@ -41,33 +41,6 @@ _MODAL_ONLY = {
     "experimental_spawn_map": "use fn.spawn_map(...)",
     "shell": "run a shell on the machine itself",
 }
-
-
-class FunctionSettings(TypedDict, total=False):
-    """What `@app.function(...)` takes. Times are seconds, memory is MiB."""
-
-    gpu: str | list[str] | None
-    """`"L40S"`, `"H100:4"`, `"any"`, or a list in order of preference."""
-    cpu: float | None
-    memory: int | None
-    timeout: float | None
-    """Of one attempt, 1 to 86,400; 300 unless given."""
-    startup_timeout: float | None
-    """Of a container until it takes inputs; `timeout` unless given."""
-    retries: int | options.Retries | None
-    env: Mapping[str, str] | None
-    min_containers: int | None
-    max_containers: int | None
-    buffer_containers: int | None
-    scaledown_window: float | None
-    """How long an idle container stays, 2 to 3,600; 60 unless given."""
-    serialized: bool | None
-    """Send the function by value, not by its module."""
-    name: str | None
-    image: Any
-    secrets: Any
-    volumes: Any
-    schedule: Any
 
 
 @dataclass(frozen=True)
@@ -239,7 +212,7 @@ class Function(Generic[P, R]):
         except BaseException:
             client.forget(call.id)
             if not call.outcome.done:
-                client.start_request("call.cancel", {"call": call.id, "terminate_containers": False})
+                client.cancel(call.id)
             raise
         assert outcome is not None
         good, value = Reader(welcome.blobs, self.name, owns_blobs=True).read(*outcome)
@@ -273,32 +246,33 @@ class Function(Generic[P, R]):
             await client.request("call.close", {"call": call.id, "total": call.submitted})
         except BaseException:
             if call.submitted and not call.closed:
-                client.start_request("call.cancel", {"call": call.id, "terminate_containers": False})
+                client.cancel(call.id)
             raise
         finally:
             call.close()
         return FunctionCall._of(client, call.id, self.name, call.submitted)
 
     @property
-    def map(self) -> MapVerb:
+    def map(self) -> maps.MapVerb:
         """`f.map(*iterables)`: one input for each item, several iterables zipped; results in the inputs' order.
 
         `kwargs` goes to every call. `order_outputs=False` gives results as they come, `return_exceptions=True`
         gives exceptions in their place instead of raising the first. Nothing happens before it is iterated.
         """
-        return MapVerb(self, "map", spread=False)
+        return maps.MapVerb(self._map_run, f"{self.name}.map", spread=False)
 
     @property
-    def starmap(self) -> MapVerb:
+    def starmap(self) -> maps.MapVerb:
         """As `map`, over one iterable whose items are the arguments of one call each."""
-        return MapVerb(self, "starmap", spread=True)
+        return maps.MapVerb(self._map_run, f"{self.name}.starmap", spread=True)
 
     @looping
     async def for_each(
         self, *iterables: Any, kwargs: Mapping[str, Any] | None = None, ignore_exceptions: bool = False
     ) -> None:
         """Run it for each item, in any order, and drop what it returns."""
-        run = await self._map_run(iterables, kwargs or {}, "for_each", False, False, ignore_exceptions)
+        inputs = maps.Inputs(iterables, spread=False, owner=f"{self.name}.for_each")
+        run = await self._map_run(inputs, kwargs or {}, ordered=False, return_exceptions=ignore_exceptions)
         try:
             while batch := await run.next_batch():
                 run.release(len(batch))
@@ -397,16 +371,14 @@ class Function(Generic[P, R]):
 
     async def _map_run(
         self,
-        iterables: tuple[Any, ...],
+        inputs: maps.Inputs,
         kwargs: Mapping[str, Any],
-        verb: str,
-        spread: bool,
-        ordered: bool,
-        return_exceptions: bool,
+        *,
+        ordered: bool = True,
+        return_exceptions: bool = False,
     ) -> maps.MapRun:
         """Start one iteration over a map."""
-        self._refuse_generator(verb)
-        inputs = maps.Inputs(iterables, spread=spread, owner=f"{self.name}.{verb}")
+        self._refuse_generator("map")
         target = await self._target()
         client = target.client
         welcome = client.connect()
@@ -422,8 +394,8 @@ class Function(Generic[P, R]):
             if task is not None:
                 task.cancel()
             client.tell(observer.map_finished, key)
-            if unfinished and not client.broken:
-                client.start_request("call.cancel", {"call": call.id, "terminate_containers": False})
+            if unfinished:
+                client.cancel(call.id)
 
         return maps.MapRun(
             call,
@@ -435,68 +407,6 @@ class Function(Generic[P, R]):
             on_progress=lambda submitted, done: client.tell(observer.map_advanced, key, submitted, done),
             on_close=on_close,
         )
-
-
-class MapVerb:
-    """`f.map` and `f.starmap`: a plain generator when called, an async one by `.aio`."""
-
-    __slots__ = ("_function", "_spread", "_verb")
-
-    def __init__(self, function: Function[Any, Any], verb: str, *, spread: bool) -> None:
-        self._function = function
-        self._verb = verb
-        self._spread = spread
-
-    def __call__(
-        self,
-        *iterables: Iterable[Any],
-        kwargs: Mapping[str, Any] | None = None,
-        order_outputs: bool = True,
-        return_exceptions: bool = False,
-        **modal_only: Any,
-    ) -> Generator[Any, None, None]:
-        self._check(iterables, modal_only)
-        start = functools.partial(
-            self._function._map_run,
-            iterables,
-            kwargs or {},
-            self._verb,
-            self._spread,
-            order_outputs,
-            return_exceptions,
-        )
-        return maps.iterate(start, f"{self._function.name}.{self._verb}")
-
-    def aio(
-        self,
-        *iterables: Any,
-        kwargs: Mapping[str, Any] | None = None,
-        order_outputs: bool = True,
-        return_exceptions: bool = False,
-        **modal_only: Any,
-    ) -> AsyncIterator[Any]:
-        self._check(iterables, modal_only)
-        start = functools.partial(
-            self._function._map_run,
-            iterables,
-            kwargs or {},
-            self._verb,
-            self._spread,
-            order_outputs,
-            return_exceptions,
-        )
-        return maps.iterate_async(start)
-
-    def _check(self, iterables: tuple[Any, ...], modal_only: Mapping[str, Any]) -> None:
-        name = f"{self._function.name}.{self._verb}"
-        for key in modal_only:
-            if key != "wrap_returned_exceptions":
-                raise InvalidError(
-                    f"{name} has no option {key!r}; it takes kwargs, order_outputs and return_exceptions, and "
-                    f"arguments for every call go into kwargs={{...}}"
-                )
-        if self._spread and len(iterables) != 1:
-            raise InvalidError(f"{name} takes one iterable of argument tuples, not {len(iterables)}")
 
 
 def _unpicklable_text(

@@ -10,7 +10,19 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Sized
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sized,
+)
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -260,6 +272,55 @@ class MapRun:
             self._error = value
 
 
+class MapVerb:
+    """`f.map` and `f.starmap`: a plain generator when called, an async one by `.aio`."""
+
+    __slots__ = ("_name", "_spread", "_start")
+
+    def __init__(self, start: Callable[..., Coroutine[Any, Any, MapRun]], name: str, *, spread: bool) -> None:
+        self._start = start
+        self._name = name
+        self._spread = spread
+
+    def __call__(
+        self,
+        *iterables: Iterable[Any],
+        kwargs: Mapping[str, Any] | None = None,
+        order_outputs: bool = True,
+        return_exceptions: bool = False,
+        **unknown: Any,
+    ) -> Generator[Any, None, None]:
+        return iterate(self._prepare(iterables, kwargs, order_outputs, return_exceptions, unknown), self._name)
+
+    def aio(
+        self,
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        kwargs: Mapping[str, Any] | None = None,
+        order_outputs: bool = True,
+        return_exceptions: bool = False,
+        **unknown: Any,
+    ) -> AsyncGenerator[Any, None]:
+        return iterate_async(self._prepare(iterables, kwargs, order_outputs, return_exceptions, unknown))
+
+    def _prepare(
+        self,
+        iterables: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None,
+        ordered: bool,
+        return_exceptions: bool,
+        unknown: Mapping[str, Any],
+    ) -> Callable[[], Coroutine[Any, Any, MapRun]]:
+        for key in unknown.keys() - {"wrap_returned_exceptions"}:
+            raise InvalidError(
+                f"{self._name} has no option {key!r}; it takes kwargs, order_outputs and return_exceptions, and "
+                f"arguments for every call go into kwargs={{...}}"
+            )
+        if self._spread and len(iterables) != 1:
+            raise InvalidError(f"{self._name} takes one iterable of argument tuples, not {len(iterables)}")
+        inputs = Inputs(iterables, spread=self._spread, owner=self._name)
+        return partial(self._start, inputs, kwargs or {}, ordered=ordered, return_exceptions=return_exceptions)
+
+
 def iterate(start: Callable[[], Coroutine[Any, Any, MapRun]], verb: str) -> Generator[Any, None, None]:
     """The results of a map, for a plain `for`. Nothing happens before the first one is asked for."""
     if in_event_loop():
@@ -278,7 +339,7 @@ def iterate(start: Callable[[], Coroutine[Any, Any, MapRun]], verb: str) -> Gene
         run.close()
 
 
-async def iterate_async(start: Callable[[], Coroutine[Any, Any, MapRun]]) -> AsyncIterator[Any]:
+async def iterate_async(start: Callable[[], Coroutine[Any, Any, MapRun]]) -> AsyncGenerator[Any, None]:
     """The results of a map, for an `async for`."""
     run = await run_async(start())
     try:

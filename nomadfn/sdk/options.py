@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from nomadfn_agent import wire
 
@@ -98,6 +98,33 @@ class Retries:
             f"Retries(max_retries={self.max_retries}, backoff_coefficient={self.backoff_coefficient}, "
             f"initial_delay={self.initial_delay}, max_delay={self.max_delay})"
         )
+
+
+class FunctionSettings(TypedDict, total=False):
+    """What `@app.function(...)` takes. Times are seconds, memory is MiB."""
+
+    gpu: str | list[str] | None
+    """`"L40S"`, `"H100:4"`, `"any"`, or a list in order of preference."""
+    cpu: float | None
+    memory: int | None
+    timeout: float | None
+    """Of one attempt, 1 to 86,400; 300 unless given."""
+    startup_timeout: float | None
+    """Of a container until it takes inputs; `timeout` unless given."""
+    retries: int | Retries | None
+    env: Mapping[str, str] | None
+    min_containers: int | None
+    max_containers: int | None
+    buffer_containers: int | None
+    scaledown_window: float | None
+    """How long an idle container stays, 2 to 3,600; 60 unless given."""
+    serialized: bool | None
+    """Send the function by value, not by its module."""
+    name: str | None
+    image: Any
+    secrets: Any
+    volumes: Any
+    schedule: Any
 
 
 def check_name(name: object, what: str) -> str:
