@@ -6,7 +6,7 @@ from itertools import chain
 
 from . import autoscaler, placement, pool
 from .effects import FunctionChanged, StartContainer
-from .model import DRAINING, READY, STARTING, STOPPING, Container, Function
+from .model import READY, STARTING, STOPPING, Container, Function
 from .state import State
 
 INTERVAL_S = 0.25
@@ -65,10 +65,11 @@ def sample(state: State, now: float, function: Function) -> autoscaler.Sample:
                 autoscaler.Member(container.id, container.index, None if container.held else now - container.idle_since)
             )
         held = len(container.held)
-        if held and container.state in (READY, DRAINING):
-            used = min(held, container.slots)
+        if held and container.state == READY:
+            # Inputs that have to run alone leave no slot beside them, and need a container that has none in use.
+            used = container.slots if container.alone or function.queue.alone else min(held, container.slots)
             busy += used
-            ahead += held - used
+            ahead += max(0, held - used)
             if container.waiting or now - container.progress > autoscaler.DRAIN_WITHIN_S:
                 slow += used
     stopped = state.apps[function.app].stopping if function.app in state.apps else True
