@@ -53,10 +53,12 @@ class RunDisplay(Observer):
         self._drawer: threading.Thread | None = None
         self._wake = threading.Event()
         self._closed = False
+        self.app_id = ""
         self.cancelled = 0
         """Unfinished inputs that were cancelled when the app stopped."""
 
     def running(self, app: str, app_id: str, target: str) -> None:
+        self.app_id = app_id
         if not self._quiet:
             self._write(output.paint(f"Running {app} on {target}", output.DIM, self._stderr), self._stderr)
 

@@ -12,8 +12,6 @@ from typing import Any
 
 import typer
 
-EXIT_INTERRUPTED = 130
-
 
 def register(cli: typer.Typer) -> None:
     cli.command(
@@ -57,7 +55,7 @@ def _run(loaded: Any, reference: str, words: list[str], *, detach: bool, quiet: 
     args, kwargs = parse_arguments(chosen.raw_f, f"nomadfn run {reference}", words)
     display = RunDisplay(quiet=quiet)
     is_entrypoint = isinstance(chosen, LocalEntrypoint)
-    code = unfinished = 0
+    code = unfinished = interrupted = 0
     try:
         with chosen.app.run(detach=detach, observer=display):
             try:
@@ -65,14 +63,17 @@ def _run(loaded: Any, reference: str, words: list[str], *, detach: bool, quiet: 
             except KeyboardInterrupt:
                 unfinished = display.unfinished()
                 raise
-    except KeyboardInterrupt:
-        code = EXIT_INTERRUPTED
+    except KeyboardInterrupt as end:
+        interrupted = end.number if isinstance(end, _Interrupted) else signal.SIGINT
+        code = 128 + interrupted
     except (Exception, InputCancellation) as error:
         display.close()
         code = program.report(error)
     finally:
         display.close()
-    if code == EXIT_INTERRUPTED:
+    if detach and display.app_id:
+        output.note(f"Detached; `nomadfn app logs -f {display.app_id}` shows it, `nomadfn app stop` stops it.")
+    elif interrupted:
         cancelled = max(display.cancelled, unfinished)
         output.note(f"Stopped; {output.plural(cancelled, 'unfinished input')} cancelled.")
     elif display.cancelled and not quiet:
@@ -91,6 +92,14 @@ def _call_entrypoint(entrypoint: Any, args: tuple[Any, ...], kwargs: dict[str, A
     return asyncio.run(entrypoint(*args, **kwargs))
 
 
+class _Interrupted(KeyboardInterrupt):
+    """A signal that ends the run in good order; `number` is which."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 @contextmanager
 def _interrupts() -> Iterator[None]:
     """The first Ctrl-C cancels, the second ends this process at once; a private service ends with it."""
@@ -102,11 +111,17 @@ def _interrupts() -> Iterator[None]:
         if count > 1:
             if sys.stderr.isatty():
                 os.write(2, b"\x1b[?25h")  # the bar had hidden the cursor
-            os._exit(EXIT_INTERRUPTED)
-        raise KeyboardInterrupt
+            os._exit(128 + number)
+        raise _Interrupted(number)
 
-    former = signal.signal(signal.SIGINT, interrupt)
+    former = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            former[number] = signal.signal(number, interrupt)
     try:
         yield
+    except _Interrupted as end:
+        raise typer.Exit(128 + end.number) from None
     finally:
-        signal.signal(signal.SIGINT, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
