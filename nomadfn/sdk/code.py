@@ -211,7 +211,9 @@ class _Collection:
         tops: dict[str, list[int]] = {}
         for place, size in self._sizes.items():
             tops.setdefault(place.partition("/")[0], []).append(size)
-        largest = sorted(tops.items(), key=lambda item: -sum(item[1]))[:3]
+        largest = sorted(
+            tops.items(), key=lambda item: -max(len(item[1]) / MAX_FILES, sum(item[1]) / MAX_ARCHIVE_BYTES)
+        )[:3]
         listed = ", ".join(f"{top} ({len(sizes)} files, {sum(sizes):,} bytes)" for top, sizes in largest)
         raise InvalidError(
             f"the program's source has {len(self.files):,} files and {total:,} bytes, over the limit of {MAX_FILES:,} "
