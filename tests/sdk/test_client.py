@@ -331,3 +331,23 @@ def test_a_function_defined_after_the_start_is_refused(app: App) -> None:
 
     with pytest.raises(InvalidError, match="defined after its app was started"):
         late.remote(1)
+
+
+def test_an_app_runs_in_async_with_and_its_verbs_are_awaited(double: Double, recorder: Recorder) -> None:
+    app = App("awaited")
+    verb: Any = app.function()(square)
+    double.functions["square"] = square
+
+    async def main() -> None:
+        async with app.run(observer=recorder) as running:
+            assert running is app
+            assert (app.app_id or "").startswith("ap-")
+            assert await verb.remote.aio(3) == 9
+            call = await verb.spawn.aio(4)
+            outputs(double, iter([page(0, 16, total=1), page(0, 16, total=1)]))
+            assert await call.get.aio(timeout=5) == 16
+            assert await FunctionCall.gather.aio(call) == [16]
+
+    asyncio.run(main())
+    assert app.app_id is None
+    assert double.requests[-1].operation == "app.stop"
