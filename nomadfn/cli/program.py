@@ -121,10 +121,10 @@ def report(error: BaseException) -> int:
 
 def _hidden() -> tuple[str, ...]:
     """Where frames lie that are not the user's: ours, and the parts of Python that call the user's code."""
-    import nomadfn_agent
+    from nomadfn_agent.wire import payload
 
     import nomadfn
 
-    ours = (os.path.dirname(str(one.__file__)) + os.sep for one in (nomadfn, nomadfn_agent))
+    ours = (str(Path(nomadfn.__file__).parent) + os.sep, str(Path(payload.__file__).parents[1]) + os.sep)
     standard = sysconfig.get_path("stdlib")
     return (*ours, os.path.join(standard, "asyncio") + os.sep, "<frozen ")
