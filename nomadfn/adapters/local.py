@@ -220,6 +220,7 @@ class _Connection(asyncio.Protocol):
         self._on_frame = on_frame
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
+        self._finished = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop has transports of its own, which are not instances of asyncio's classes.
@@ -245,11 +246,12 @@ class _Connection(asyncio.Protocol):
             self.ended.set_result(None)
 
     def send(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if self._transport is not None and not (self._finished or self._transport.is_closing()):
             self._transport.write(data)
 
     def finish(self) -> None:
         """Nothing more comes from here: the warm parent ends its containers, says so, and ends."""
+        self._finished = True
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write_eof()
 

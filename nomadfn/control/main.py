@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import gc
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -111,17 +113,22 @@ def _run(settings: Settings, parent: WarmParent, ready: _Ready, lifeline: int | 
     # A million waiting inputs are no garbage: looking at all of them often would cost more than it gives back.
     gc.set_threshold(50_000, 20, 100)
     if lifeline is not None:
-        _end_with(lifeline)
+        _end_with(lifeline, settings.data_dir if private else None)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings, parent, ready, private))
 
 
-def _end_with(lifeline: int) -> None:
-    """Whoever holds the other end is gone when this reads the end: then this process goes, too.
+def _end_with(lifeline: int, folder: Path | None) -> None:
+    """Whoever holds the other end is gone when this reads the end: then this process goes, too, and its `folder`.
 
     SIGTERM lets the loop end in order; should the loop be stuck, the process ends all the same, and its warm
     parent, which reads a socket of its own, ends every container.
     """
+    orphaned = threading.Event()
+
+    def remove_folder() -> None:
+        if folder is not None and orphaned.is_set():
+            shutil.rmtree(folder, ignore_errors=True)
 
     def wait() -> None:
         try:
@@ -129,10 +136,13 @@ def _end_with(lifeline: int) -> None:
                 pass
         except OSError:
             pass
+        orphaned.set()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(15)
         os._exit(EXIT_OTHER)
 
+    atexit.register(remove_folder)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the loop takes it over
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
 
@@ -223,7 +233,9 @@ def _build(
         data_dir=str(folder),
         code_cache=str(folder / "code"),
         blobs=storage.blobs.folder,
-        target="a private control service of this program" if private else f"the control service in {folder}",
+        target="this machine, by a private control service"
+        if private
+        else f"this machine, by the control service in {folder}",
         private=private,
     )
     core = Core(

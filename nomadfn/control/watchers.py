@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nomadfn.control.service import Service
 
 FIGURES_INTERVAL_S = 0.1
+TOLD = -1.0
 BLOCKED_NOTICE_S = 1.0
 """A function that wants more containers than it can have for this long says so."""
 
@@ -81,11 +82,14 @@ class Watchers:
                         connection.send(figures)
 
     def _notice_blocked(self, now: float, function: Function) -> None:
-        """Say once for each stretch of work what keeps a function from the containers it wants."""
+        """Say once what keeps a function from the containers it wants."""
+        since = self._blocked_since.get(function.id)
+        if since == TOLD:
+            return
         if not function.blocked:
             self._blocked_since.pop(function.id, None)
-            return
-        since = self._blocked_since.setdefault(function.id, now)
-        if since and now - since > BLOCKED_NOTICE_S:
-            self._blocked_since[function.id] = 0.0
+        elif since is None:
+            self._blocked_since[function.id] = now
+        elif now - since > BLOCKED_NOTICE_S:
+            self._blocked_since[function.id] = TOLD
             self.notice(function.app, function.spec.name, f"limited by {function.blocked}")

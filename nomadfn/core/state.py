@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 from nomadfn_agent import wire
-from nomadfn_agent.wire import payload as payloads
+from nomadfn_agent.wire import outcome
 
 from ..exception import InternalError
 from .effects import DropBlob, Effect
@@ -92,7 +92,7 @@ class State:
 
 
 def failure(error: str, message: str) -> bytes:
-    return payloads.encode(payloads.Failure(error, message))
+    return outcome.encode(outcome.Failure(error, message))
 
 
 def is_live(one: Input) -> bool:
@@ -102,7 +102,7 @@ def is_live(one: Input) -> bool:
 def blob_name(reference: bytes) -> str:
     """The name in a blob reference; empty when it is none, which a client is free to send."""
     try:
-        return payloads.decode_ref(reference).name
+        return outcome.decode_ref(reference).name
     except msgspec.DecodeError:
         return ""
 

@@ -22,7 +22,7 @@ def load(target: str | Path, as_modal: bool = False) -> ModuleType:
     no program; what the program itself raises goes through.
     """
     if as_modal:
-        from nomadfn_agent.code import install_modal_alias
+        from nomadfn_agent.alias import install_modal_alias
 
         install_modal_alias()
         apps.as_modal = True

@@ -17,47 +17,16 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from . import INLINE_PAYLOAD_BYTES, JSON, PICKLE
+from .outcome import BlobRef as BlobRef
+from .outcome import Failure as Failure
+from .outcome import Raised as Raised
+from .outcome import decode_failure as decode_failure
+from .outcome import decode_raised as decode_raised
+from .outcome import decode_ref as decode_ref
+from .outcome import encode as encode
 
 PICKLE_PROTOCOL = 5
-
-
-class BlobRef(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Where a large payload lies: the blob's name, the sha256 of its bytes, and how many there are.
-
-    Payload blobs have names of their own, so that each has one owner who deletes it: an input's goes when the
-    input is done, a `.remote` or `.map` result's when its client has read it, a spawn's result when it is
-    forgotten. Code is named by its digest and shared.
-    """
-
-    name: str
-    digest: str
-    size: int
-
-
-class Raised(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """An exception of user code. `pickled` is empty when it could not be pickled."""
-
-    pickled: bytes
-    type_name: str
-    text: str
-    traceback: str
-    """As Python prints it, with the user's own frames only."""
-
-
-class Failure(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Why nomadfn has no result. `error` names a class of `nomadfn.exception`."""
-
-    error: str
-    message: str
-
-
-encode = msgspec.msgpack.Encoder().encode
-decode_raised = msgspec.msgpack.Decoder(Raised).decode
-decode_failure = msgspec.msgpack.Decoder(Failure).decode
-decode_ref = msgspec.msgpack.Decoder(BlobRef).decode
 
 
 class Unpicklable(Exception):
