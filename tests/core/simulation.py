@@ -14,31 +14,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nomadfn_agent import wire
-from simulated import Client, ClientCall, SimulatedContainer, Work, failure_of
+from simulated_clients import Client, ClientCall, failure_of
+from simulated_containers import SimulatedContainer
+from simulated_programs import Programs, Traits
 
 from nomadfn.core import effects, records
 from nomadfn.core.core import Core
-from nomadfn.core.limits import Limits
 from nomadfn.core.model import DONE, READY, STARTING
 
 DRAIN_LIMIT_S = 4_000.0
-LEVELS = 3
 CLOCK_STEP_S = 7_200.0
 LOSS_EXCUSES_S = 10.0
 """After a loss or a deploy there may be fewer containers than `min_containers` for a while."""
 STATUSES = {wire.OK: "ok", wire.EXCEPTION: "exception", wire.FAILURE: "failure"}
-
-
-@dataclass
-class Traits:
-    """How a function behaves, beyond its definition."""
-
-    run_s: float
-    start_s: float
-    start_fails: float = 0.0
-    nests: list[int] = field(default_factory=list)
-    hangs: bool = False
-    poisons: bool = False
 
 
 @dataclass
@@ -63,68 +51,18 @@ class World:
         self.apps_of: dict[str, str] = {}
         self.visible: dict[tuple[str, int], tuple[int, bytes]] = {}
         self.gone_apps: set[str] = set()
-        self.traits: list[Traits] = []
         self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._sequence = 0
         self._runs: dict[tuple[str, int], list[SimulatedContainer]] = {}
         self._raised: dict[tuple[str, int], int] = {}
-        self._calls: dict[str, ClientCall] = {}
         self._stopped: set[str] = set()
-        self._removed: set[str] = set()
-        """Functions that the latest deploy of their app does not have."""
-        self._idle_crashes = 0
         self._lost_at: dict[str, float] = {}
-        self._quiet = False
         self._story: deque[str] = deque(maxlen=60)
         self._trace = hashlib.sha256()
         self._journal = Journal()
-        self._plan()
+        self.programs = Programs(self)
         self.core = self._new_core()
         self._restore_apps()
-
-    # The plan: everything that the seed decides at the start
-
-    def _plan(self) -> None:
-        rng = self.random
-        self.capacity = rng.choice((None, 1, 2, 2, 4, 8))
-        small = rng.random() < 0.4
-        self.limits = (
-            Limits(rng.randint(5, 40), total_inputs=rng.randint(10, 60), pending_spawns=rng.randint(5, 60))
-            if small
-            else Limits()
-        )
-        count = rng.randint(1, 3)
-        self.specs = [self._function(index, count, small) for index in range(count)]
-        self.spec = wire.AppSpec(name="deployed", functions=list(self.specs), code=wire.CodeRef(digest="1"))
-        self.version = 1
-
-    def _function(self, index: int, count: int, small: bool) -> wire.FunctionSpec:
-        rng = self.random
-        minimum = rng.choice((0, 0, 0, 1, 2))
-        maximum = rng.choice((None, None, max(1, minimum), minimum + 3))
-        traits = Traits(rng.choice((0.0002, 0.002, 0.03, 0.3, 1.0)), rng.choice((0.005, 0.05, 0.5)))
-        traits.nests = list(range(index + 1, count)) if rng.random() < 0.5 else []
-        if maximum is None and not small and rng.random() < 0.2:
-            traits.nests.append(index)
-        traits.hangs = not traits.nests and rng.random() < 0.25
-        traits.poisons = rng.random() < 0.25
-        traits.start_fails = rng.choice((0.0, 0.0, 0.0, 0.3, 1.0)) if not traits.nests else 0.0
-        self.traits.append(traits)
-        return wire.FunctionSpec(
-            name=f"f{index}",
-            autoscaler=wire.AutoscalerSettings(
-                min_containers=minimum,
-                max_containers=maximum,
-                buffer_containers=rng.choice((0, 0, 0, 2)),
-                scaledown_window_s=rng.choice((2.0, 2.0, 5.0)),
-            ),
-            timeout_s=3.0 if traits.hangs else 100_000.0,
-            startup_timeout_s=3.0,
-            retries=wire.RetryPolicy(
-                rng.choice((0, 0, 1, 3)), rng.choice((1.0, 2.0)), rng.choice((0.0, 0.01, 1.0)), max_delay_s=2.0
-            ),
-            max_inputs=rng.choice((1, 1, 1, 3)),
-        )
 
     # Time
 
@@ -163,9 +101,9 @@ class World:
     def run(self) -> str:
         """Returns the hash of the trace."""
         try:
-            self._begin()
-            self._until(lambda: not self._plans and self._all_settled(), "every call has its results")
-            self._quiet = True
+            self._tick()
+            self.programs.begin()
+            self._until(lambda: not self.programs.open_plans and self._all_settled(), "every call has its results")
             self._end_clients()
             self._until(self._at_rest, "the pools are at rest")
             self._stop_everything()
@@ -198,7 +136,9 @@ class World:
         self._check()
 
     def _tick(self) -> None:
-        self.after(self.core.tick(self.now), self.in_this_epoch(self._tick))
+        # A loaded machine ticks late.
+        delay_s = self.core.tick(self.now) * self.random.choice((1, 3, 6))
+        self.after(delay_s, self.in_this_epoch(self._tick))
 
     # The journal
 
@@ -228,7 +168,7 @@ class World:
                 number = one[1]
         return number
 
-    def _compact(self) -> None:
+    def compact(self) -> None:
         batch, number = self.core.take_records()
         if batch:
             self._journal.queue.append((batch, number))
@@ -238,11 +178,11 @@ class World:
     # The core: its first start, its crashes
 
     def _new_core(self) -> Core:
-        return Core(self.limits, epoch=self.epoch, capacity=self.capacity, capacity_reason="cores")
+        return Core(self.programs.limits, epoch=self.epoch, capacity=self.programs.capacity, capacity_reason="cores")
 
     def _restore_apps(self) -> None:
         core, now = self.core, self.now
-        core.restore_app(now, "ap-deployed", self.spec, "", True, self.version)
+        core.restore_app(now, "ap-deployed", self.programs.spec, "", True, self.programs.version)
         for client in self.clients:
             if client.spec is not None and not self.is_stopped(client.app) and not client.parent:
                 core.restore_app(now, client.app, client.spec, "" if client.detached else client.id, False, 0)
@@ -250,7 +190,7 @@ class World:
             core.replay(records.decode_segment(segment))
         core.end_replay(now)
 
-    def _crash(self) -> None:
+    def crash(self) -> None:
         """kill -9 of the control service; its containers end with it."""
         self.note("crash")
         journal = self._journal
@@ -325,17 +265,17 @@ class World:
         assert maximum is None or there <= maximum, f"{there} containers of {function.id}, at most {maximum} may be"
         taken = [one.index for one in function.containers.values()]
         assert len(set(taken)) == len(taken), f"two containers of {function.id} have one index: {sorted(taken)}"
-        if self.capacity is not None and not any(traits.nests for traits in self.traits):
-            most = self.capacity + len(self.core.state.functions)
+        if self.programs.capacity is not None and not any(traits.nests for traits in self.programs.traits):
+            most = self.programs.capacity + len(self.core.state.functions)
             total = len(self.core.state.containers)
-            assert total <= most, f"{total} containers over a capacity of {self.capacity}"
+            assert total <= most, f"{total} containers over a capacity of {self.programs.capacity}"
         simulated = SimulatedContainer(self, container.id, index, function.spec.max_inputs)
         self.containers[container.id] = simulated
         simulated.start()
 
     def _take_visible(self, call_id: str) -> None:
         call = self.core.state.calls.get(call_id)
-        known = self._calls[call_id]
+        known = self.programs.calls[call_id]
         if call is None:
             return
         for one in call.inputs():
@@ -379,14 +319,24 @@ class World:
         assert known is not None, f"accepted call {call.id} is unknown"
         assert known.accepted >= len(call.accepted), f"{call.id} has {known.accepted} of {len(call.accepted)}"
 
+    def orphan_calls_of(self, app_or_function: str) -> None:
+        for call in self.programs.calls.values():
+            app = call.function.partition("/")[0]
+            call.orphaned = call.orphaned or app_or_function in (app, call.function)
+
     def is_stopped(self, app_or_function: str) -> bool:
         app = app_or_function.partition("/")[0]
-        return app in self._stopped or app in self.gone_apps or app_or_function in self._removed
+        known = self.core.state.apps.get(app)
+        if known is not None and known.stopping and app not in self._stopped:
+            owner = next(client for client in self.clients if client.app == app and client.spec is not None)
+            assert owner.may_have_ended or owner.detached, f"{app} was stopped, its session is there"
+            return True
+        return app in self._stopped or app in self.gone_apps or app_or_function in self.programs.removed
 
     def check_result(self, call: ClientCall, index: int, status: int, payload: bytes) -> None:
         """Whether this may be the result of that input."""
         work = call.works[index]
-        function = self.specs[int(call.function.rpartition("/f")[2])]
+        function = self.programs.specs[int(call.function.rpartition("/f")[2])]
         traits = self._traits_of(call.function)
         where = f"{call.id}[{index}] ({work})"
         self.note("result", call.id, index, STATUSES[status])
@@ -415,8 +365,6 @@ class World:
         state = self.core.state
         assert state.containers.keys() == self.containers.keys(), "the core counts other containers than there are"
         for function in state.functions.values():
-            ready = sum(container.state == READY for container in function.containers.values())
-            assert function.ready == ready, f"{function.id}: {ready} are ready, it says {function.ready}"
             assert min(*function.pending, *function.running) >= 0
 
     def _check_stop(self, effect: effects.StopContainer) -> None:
@@ -436,11 +384,11 @@ class World:
 
     def _all_settled(self) -> bool:
         return all(client.settled for client in self.clients) and all(
-            (call.id, index) in self.visible for call in self._calls.values() for index in call.accepted
+            (call.id, index) in self.visible for call in self.programs.calls.values() for index in call.accepted
         )
 
     def _traits_of(self, function: str) -> Traits:
-        return self.traits[int(function.rpartition("/f")[2])]
+        return self.programs.traits[int(function.rpartition("/f")[2])]
 
     def _at_rest(self) -> bool:
         """Every pool has what its settings say for no inputs, and everything is durable."""
@@ -453,7 +401,7 @@ class World:
             traits = self._traits_of(function.id)
             app = state.apps.get(function.app)
             minimum = function.settings.min_containers if app is not None and not app.stopping else 0
-            if self.capacity is not None or traits.start_fails:
+            if self.programs.capacity is not None or traits.start_fails:
                 if len(function.containers) > minimum:
                     return False
             elif function.ready != minimum or len(function.containers) != minimum:
@@ -463,7 +411,7 @@ class World:
     def _check_nothing_left(self) -> None:
         # Twice, because ending the sessions that are still away closes their calls.
         for _ in range(2):
-            self.elapsed += self.limits.retention_s + 10 * CLOCK_STEP_S
+            self.elapsed += self.programs.limits.retention_s + 10 * CLOCK_STEP_S
             self.core.tick(self.now)
             self._turn()
         state = self.core.state
@@ -489,149 +437,6 @@ class World:
                 for call in open_calls
             ]
         return "\n".join(lines)
-
-    # Programs and faults
-
-    def _begin(self) -> None:
-        rng = self.random
-        self._plans = 0
-        self._tick()
-        for number in range(rng.randint(1, 3)):
-            self._plan_client(number)
-        for _ in range(rng.choice((0, 0, 1, 2))):
-            self._plan_at(rng.uniform(0.05, 5), self._crash)
-        for _ in range(rng.choice((0, 0, 1, 3))):
-            self._plan_at(rng.uniform(0.05, 5), self._compact)
-        for _ in range(rng.choice((0, 0, 2, 5))):
-            self._plan_at(rng.uniform(0.05, 4), self._lose_a_container)
-        for _ in range(rng.choice((0, 0, 1, 3))):
-            self._plan_at(rng.uniform(0.05, 5), self._override)
-        for _ in range(rng.choice((0, 0, 0, 1, 2))):
-            self._plan_at(rng.uniform(0.05, 4), self._deploy)
-
-    def _plan_at(self, when: float, action: Callable[[], object]) -> None:
-        self._plans += 1
-
-        def happen() -> None:
-            self._plans -= 1
-            action()
-
-        self.at(when, happen)
-
-    def _plan_client(self, number: int) -> None:
-        rng = self.random
-        spec, app = None, "ap-deployed"
-        if rng.random() < 0.4:
-            app = f"ap-own{number}"
-            spec = wire.AppSpec(name=f"own{number}", functions=list(self.specs))
-        client = Client(self, f"se-{number}", app, spec)
-        self.clients.append(client)
-        start_s = rng.uniform(0, 1)
-        self._plan_at(start_s, client.connect)
-        for _ in range(rng.randint(1, 4)):
-            self._plan_at(start_s + rng.uniform(0, 3), lambda: self._call(client))
-        for _ in range(rng.choice((0, 0, 0, 1, 2))):
-            cut_s = start_s + rng.uniform(0, 4)
-            self._plan_at(cut_s, client.disconnect)
-            away_s = rng.choice((0.001, 0.1, 2.0, 28.0, 40.0))
-            self._plan_at(cut_s + away_s, client.connect)
-        if rng.random() < 0.1:
-            self._plan_at(start_s + rng.uniform(0, 4), client.vanish)
-        if spec is not None and rng.random() < 0.4:
-            self._plan_at(start_s + rng.uniform(1, 5), client.detach_and_end)
-
-    def _call(self, client: Client) -> None:
-        if client.gone:
-            return
-        rng = self.random
-        call = self.make_call(client, rng.randrange(len(self.specs)))
-        client.start(call)
-        if rng.random() < 0.15:
-            terminate = rng.random() < 0.3
-            self._plan_at(self.elapsed + rng.choice((0.001, 0.1, 0.5, 2.0)), lambda: client.cancel(call, terminate))
-
-    def make_call(
-        self, client: Client, function: int, *, nested_by: int | None = None, levels: int = LEVELS
-    ) -> ClientCall:
-        rng = self.random
-        nested = nested_by is not None
-        kind = rng.choice((wire.REMOTE, wire.MAP) if nested else (wire.REMOTE, wire.MAP, wire.SPAWN, wire.SPAWN_MAP))
-        # A function that calls itself stops after a few levels.
-        inputs = 1 if kind in (wire.REMOTE, wire.SPAWN) else rng.randint(1, 4 if nested else 50)
-        if nested_by == function:
-            kind, inputs = wire.REMOTE, 1
-        else:
-            levels = LEVELS
-        call = ClientCall(
-            id=f"fc-{len(self._calls):06d}",
-            kind=kind,
-            function=f"{client.app}/f{function}",
-            works=[self._work(function, i, levels) for i in range(inputs)],
-            priority=rng.choice((0, 0, 0, 1)),
-            deadline_s=rng.uniform(0, 3) if rng.random() < 0.1 else None,
-            window=rng.randint(1, 30) if kind == wire.MAP else 10_000,
-        )
-        self._calls[call.id] = call
-        return call
-
-    def _work(self, function: int, salt: int, levels: int) -> Work:
-        rng, traits = self.random, self.traits[function]
-        seconds = traits.run_s * rng.uniform(0.5, 2)
-        chance = rng.random()
-        if traits.poisons and chance < 0.03:
-            return Work("poison", seconds, salt=salt)
-        if traits.hangs and chance > 0.97:
-            return Work("hang", 0.0, salt=salt)
-        if traits.nests and 0.3 < chance < 0.5 and levels > 0:
-            return Work("nest", seconds, levels, rng.choice(traits.nests), salt)
-        if 0.5 < chance < 0.6:
-            return Work("raise", seconds, rng.randint(1, 4), salt=salt)
-        return Work("ok", seconds, salt=salt)
-
-    def _lose_a_container(self) -> None:
-        """A crash that nobody's code is to blame for; of an idle one only once, three in a row are failed starts."""
-        able = [one for one in self.containers.values() if one.ready]
-        if not able:
-            return
-        container = self.random.choice(able)
-        known = self.core.container(container.id)
-        if known is None or (not known.held and self._idle_crashes):
-            return
-        self._idle_crashes += not known.held
-        container.die("killed by SIGKILL")
-
-    def _override(self) -> None:
-        rng = self.random
-        index = rng.randrange(len(self.specs))
-        function = f"ap-deployed/f{index}"
-        minimum = rng.randint(0, 3)
-        settings: dict[str, int | float | None] = {"min_containers": minimum}
-        settings["max_containers"] = rng.choice((None, max(minimum, 1), minimum + 4))
-        if index in self.traits[index].nests:
-            settings["max_containers"] = None
-        if rng.random() < 0.5:
-            settings["buffer_containers"] = rng.randint(0, 3)
-        if function in self._removed:
-            return
-        self.note("override", function, sorted(settings.items(), key=str))
-        self.core.override(function, settings)
-
-    def _deploy(self) -> None:
-        """A new revision; some leave a function out, which the next one brings back."""
-        self.version += 1
-        specs = list(self.specs)
-        if self.random.random() < 0.4:
-            left_out = specs.pop(self.random.randrange(len(specs)))
-            self._removed = {f"ap-deployed/{left_out.name}"}
-            for call in self._calls.values():
-                call.orphaned = call.orphaned or call.function in self._removed
-        else:
-            self._removed = set()
-        self.note("deploy", self.version, *sorted(self._removed))
-        self.spec = wire.AppSpec(name="deployed", functions=specs, code=wire.CodeRef(digest=str(self.version)))
-        self.core.deploy(self.now, "ap-deployed", self.spec, self.version)
-        for spec in self.specs:
-            self.lost(f"ap-deployed/{spec.name}")
 
     def _end_clients(self) -> None:
         for client in self.clients:

@@ -1,4 +1,4 @@
-"""What stands around the core in a simulation: clients with their connections, and containers that run inputs.
+"""Clients of a simulated world, with their calls and their connections.
 
 An input's payload says what it does when it runs, so that every result can be checked against it.
 """
@@ -19,8 +19,6 @@ from nomadfn.exception import NotFoundError
 if TYPE_CHECKING:
     from simulation import World
 
-CANCELLED = payloads.encode(payloads.Failure("InputCancellation", "interrupted"))
-STOPPED = "exit code 0"
 FRAME_INPUTS = 16
 SESSION_AWAY_S = 30.0
 BACK_OFF_S = 1.0
@@ -121,9 +119,9 @@ class Client:
             return
         core, now = self.world.core, self.world.now
         self.generation += 1
-        self.connected = True
-        if self.world.elapsed - self._cut_at >= SESSION_AWAY_S - 0.5:
+        if self.may_have_ended:
             self.orphan()
+        self.connected = True
         resumed = core.open_session(self.id, self.parent, self.seen)
         if not resumed or self._epoch != self.world.epoch:
             self.seen = 0
@@ -138,8 +136,15 @@ class Client:
                 self._close(call)
 
     def orphan(self) -> None:
+        """Its session has ended, or may have: what it has open may have been cancelled, and all of its app."""
         for call in self.calls.values():
             call.orphaned = call.orphaned or not (self.detached and call.durable)
+        if self.spec is not None and not self.detached:
+            self.world.orphan_calls_of(self.app)
+
+    @property
+    def may_have_ended(self) -> bool:
+        return self.gone or (not self.connected and self.world.elapsed - self._cut_at >= SESSION_AWAY_S - 0.5)
 
     def detach_and_end(self) -> None:
         """`run --detach`: its spawns go on without it."""
@@ -212,6 +217,8 @@ class Client:
             call.id, call.function, call.kind, part[0], sent, wire.PICKLE, (), call.priority, deadline
         )
         world.note("submit", call.id, part[0], len(part))
+        # A refusal that is sent now may arrive when its reason is gone.
+        call.orphaned = call.orphaned or world.is_stopped(call.function)
         world.core.submit(world.now, self.id, submission)
 
     def cancel(self, call: ClientCall, terminate: bool) -> None:
@@ -313,208 +320,6 @@ class Client:
     @property
     def settled(self) -> bool:
         return self.gone or all(call.settled for call in self.calls.values())
-
-
-class Item(NamedTuple):
-    delivery: int
-    key: tuple[str, int]
-    work: Work
-    payload: bytes
-
-
-class SimulatedContainer:
-    """One container: starts after a while, runs what it is given in order, answers recalls when it comes to it."""
-
-    def __init__(self, world: World, id: str, function: int, slots: int) -> None:
-        self.world = world
-        self.id = id
-        self.function = function
-        self.slots = slots
-        self.ready = False
-        self.alive = True
-        self.condemned = False
-        """The core has ordered its end at once."""
-        self.queue: list[Item] = []
-        self.running: dict[int, Item] = {}
-        self.interrupted: set[int] = set()
-        self.outstanding: set[int] = set()
-        """Deliveries that the core has sent and heard nothing of."""
-        self._outputs: list[tuple[int, int, bytes, float]] = []
-        self._arrival = 0.0
-        self._departure = 0.0
-        self._children: list[Client] = []
-
-    # Life
-
-    def start(self) -> None:
-        world = self.world
-        traits = world.traits[self.function]
-        delay_s = traits.start_s * world.random.uniform(0.5, 2)
-        if world.random.random() < traits.start_fails:
-            way = world.random.randrange(3)
-            if way == 0:
-                world.after(delay_s, self._fail_start)
-            elif way == 1:
-                world.after(delay_s, lambda: self.die("exit code 3"))
-            # Else it never gets ready, and `startup_timeout` has to end it.
-            return
-        world.after(delay_s, self._get_ready)
-
-    def _fail_start(self) -> None:
-        if self.alive:
-            self._send(lambda: self.world.core.container_start_failed(self.world.now, self.id, "ImportError"))
-            self.world.after(0.01, lambda: self.die("exit code 1"))
-
-    def _get_ready(self) -> None:
-        if self.alive:
-            self.ready = True
-            self._send(lambda: self.world.core.container_ready(self.world.now, self.id, self.slots))
-
-    def die(self, what: str) -> None:
-        if not self.alive:
-            return
-        world = self.world
-        self.alive = self.ready = False
-        if what != STOPPED:
-            world.lost(f"{world.apps_of[self.id]}/f{self.function}")
-        for item in self.running.values():
-            world.end_run(item.key, self)
-        self.queue.clear()
-        self.running.clear()
-        for child in self._children:
-            child.vanish()
-        soon = world.elapsed + world.latency()
-        # The news of its end may overtake its last outputs.
-        at = max(soon, self._departure) if world.random.random() < 0.5 else soon
-
-        def report() -> None:
-            world.containers.pop(self.id)
-            world.core.container_lost(world.now, self.id, what, "")
-
-        world.at(at, world.in_this_epoch(report))
-
-    def _send(self, action: Callable[[], None]) -> None:
-        world = self.world
-        self._departure = max(self._departure, world.elapsed + world.latency())
-        world.at(self._departure, world.in_this_epoch(action))
-
-    # What the core asks
-
-    def receive(self, effect: effects.Deliver | effects.Recall | effects.Interrupt | effects.StopContainer) -> None:
-        if isinstance(effect, effects.Deliver):
-            self.outstanding.update(effect.deliveries)
-        elif isinstance(effect, effects.Interrupt):
-            self.interrupted.update(effect.deliveries)
-        elif isinstance(effect, effects.StopContainer):
-            self.condemned = self.condemned or not effect.grace_s
-            left = self.outstanding - self.interrupted
-            assert not effect.grace_s or not left, f"{self.id} is stopped ({effect.reason}) with {sorted(left)}"
-        world = self.world
-        self._arrival = max(self._arrival, world.elapsed + world.latency())
-        world.at(self._arrival, lambda: self._take(effect))
-
-    def _take(self, effect: effects.Deliver | effects.Recall | effects.Interrupt | effects.StopContainer) -> None:
-        if not self.alive:
-            return
-        match effect:
-            case effects.Deliver():
-                for delivery, index, payload in zip(effect.deliveries, effect.indexes, effect.payloads, strict=True):
-                    self.queue.append(Item(delivery, (effect.call, index), Work.decode(payload), payload))
-                self._pump()
-            case effects.Recall():
-                slow = self.world.random.random() < 0.1
-                wait_s = self.world.random.uniform(0, 6) if slow else self.world.latency()
-                self.world.after(wait_s, lambda: self._give_back(effect.deliveries))
-            case effects.Interrupt():
-                self._give_back(effect.deliveries)
-                stubborn = self.world.random.random() < 0.2
-                for delivery in effect.deliveries:
-                    if delivery in self.running and not stubborn:
-                        self._finish(delivery, wire.FAILURE, CANCELLED)
-            case effects.StopContainer():
-                wait_s = 0.0 if effect.grace_s == 0 else self.world.random.uniform(0, min(effect.grace_s, 0.1))
-                self.world.after(wait_s, lambda: self.die(STOPPED if effect.grace_s else "killed by SIGKILL"))
-
-    def _give_back(self, deliveries: list[int]) -> None:
-        if not self.alive:
-            return
-        withdrawn = [item.delivery for item in self.queue if item.delivery in deliveries]
-        self.queue = [item for item in self.queue if item.delivery not in deliveries]
-        self._flush()
-
-        def arrive() -> None:
-            self.outstanding -= set(withdrawn)
-            self.world.core.returned(self.world.now, self.id, withdrawn)
-
-        self._send(arrive)
-
-    # Running
-
-    def _pump(self) -> None:
-        while self.alive and self.queue and len(self.running) < self.slots:
-            item = self.queue.pop(0)
-            self.running[item.delivery] = item
-            self.world.begin_run(item.key, self)
-            self._run(item)
-
-    def _run(self, item: Item) -> None:
-        world, work = self.world, item.work
-        match work.does:
-            case "poison":
-                world.after(work.seconds, lambda: self._crash(item))
-            case "hang":
-                pass
-            case "nest":
-                child = Client(world, f"se-{self.id}-{item.delivery}", world.apps_of[self.id], None, self.id)
-                self._children.append(child)
-                world.clients.append(child)
-                child.connect()
-                call = world.make_call(child, work.function, nested_by=self.function, levels=work.times - 1)
-                call.on_done = lambda: self._nested(item, child)
-                child.start(call)
-            case _:
-                world.after(work.seconds, lambda: self._complete(item))
-
-    def _crash(self, item: Item) -> None:
-        if item.delivery in self.running:
-            self.die("killed by SIGSEGV")
-
-    def _nested(self, item: Item, child: Client) -> None:
-        self.world.after(item.work.seconds, lambda: self._complete(item))
-        self.world.after(item.work.seconds, child.end)
-
-    def _complete(self, item: Item) -> None:
-        if item.delivery not in self.running:
-            return
-        if item.work.does == "raise" and self.world.raised(item.key) <= item.work.times:
-            self._finish(item.delivery, wire.EXCEPTION, b"raised")
-        else:
-            self._finish(item.delivery, wire.OK, b"done " + item.payload)
-
-    def _finish(self, delivery: int, status: int, payload: bytes) -> None:
-        item = self.running.pop(delivery)
-        self.world.end_run(item.key, self)
-        self._outputs.append((delivery, status, payload, item.work.seconds))
-        if len(self._outputs) == 1:
-            self.world.after(self.world.random.choice((0.0, 0.001, 0.003)), self._flush)
-        self._pump()
-
-    def _flush(self) -> None:
-        if not self._outputs or not self.alive:
-            return
-        batch, self._outputs = self._outputs, []
-        deliveries = [one[0] for one in batch]
-        run_ns = int(sum(one[3] for one in batch) * 1e9)
-
-        def arrive() -> None:
-            self.outstanding -= set(deliveries)
-            self.world.core.outputs(
-                self.world.now, self.id, deliveries, [one[1] for one in batch], [one[2] for one in batch], run_ns
-            )
-
-        self._send(arrive)
-        if self.world.random.random() < 0.05:
-            self._send(arrive)
 
 
 def failure_of(payload: bytes) -> str:
