@@ -101,7 +101,8 @@ _WORDS = {
 
 def _refuse(limit: str, value: int, maximum: int, room: int, count: int, load: Load, share: str = "") -> Admission:
     taken = max(0, min(room, count))
-    retry_after_s = _time_to_drain_s(count - taken, load.drained_per_s)
+    # When half of the limit is free at the latest: whoever waits longer lets the containers run dry.
+    retry_after_s = _time_to_drain_s(min(count - taken, max(1, maximum // 2)), load.drained_per_s)
     message = (
         f"{value + taken:,} {_WORDS[limit]} and the limit is {maximum:,}{share}; "
         f"try again in {retry_after_s:.2g} s, or raise the setting limits.{limit}"
