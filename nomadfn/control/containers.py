@@ -57,6 +57,7 @@ class Containers:
             "NOMADFN_CONTAINER_ID": container.id,
             "NOMADFN_APP_ID": function.app,
             "NOMADFN_APP_NAME": app.name if app is not None else "",
+            "NOMADFN_MAX_PAYLOAD_BYTES": str(self._core.state.limits.payload_bytes),
         }
         self._service.cluster.start(ports.Placement(container.id, function.id, container.index, env))
 
