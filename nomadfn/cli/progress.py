@@ -10,6 +10,7 @@ import contextlib
 import sys
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from nomadfn.sdk.progress import Observer
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+JUST_NOW_S = 1.0
 REFRESH_S = 0.1
 QUICK_S = 0.4
 """A map that is over sooner gets no bar."""
@@ -54,6 +56,10 @@ class RunDisplay(Observer):
         self._wake = threading.Event()
         self._closed = False
         self.app_id = ""
+        self._open: dict[int, int] = {}
+        """Inputs of each map without a result."""
+        self._abandoned: deque[tuple[float, int]] = deque(maxlen=100)
+        """When maps ended, and how many of their inputs had no result then."""
         self.cancelled = 0
         """Unfinished inputs that were cancelled when the app stopped."""
 
@@ -81,8 +87,10 @@ class RunDisplay(Observer):
                 one.containers = max(one.containers, figures.containers)
 
     def unfinished(self) -> int:
-        """Inputs that wait or run, by the last figures; those are up to a tenth of a second old."""
-        return sum(one.pending + one.running for one in tuple(self._figures.values()))
+        """Inputs that wait or run: by the last figures, or by the maps that were left just now, which are newer."""
+        figures = sum(one.pending + one.running for one in tuple(self._figures.values()))
+        since = time.monotonic() - JUST_NOW_S
+        return max(figures, sum(left for at, left in self._abandoned if at >= since))
 
     def map_started(self, key: int, function: str, total: int | None) -> None:
         if not self._shows_bar:
@@ -97,11 +105,13 @@ class RunDisplay(Observer):
         self._wake.set()
 
     def map_advanced(self, key: int, submitted: int, done: int) -> None:
+        self._open[key] = submitted - done
         one = self._maps.get(key)
         if one is not None:
             one.done = done
 
     def map_finished(self, key: int) -> None:
+        self._abandoned.append((time.monotonic(), self._open.pop(key, 0)))
         with self._lock:
             one = self._maps.pop(key, None)
             if one is not None and one.task is not None and self._progress is not None:

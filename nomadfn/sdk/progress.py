@@ -65,7 +65,7 @@ class LogPrinter(Observer):
 
 
 def origin(line: wire.Log) -> str:
-    """The mark in front of a container's line: `[square 0] `."""
+    """The mark in front of a container's line, as `nomadfn run` has it: `square#0 │ `."""
     if not line.function:
         return ""
-    return f"[{line.function} {line.index}] " if line.index >= 0 else f"[{line.function}] "
+    return f"{line.function}#{line.index} │ " if line.index >= 0 else f"{line.function} │ "

@@ -219,7 +219,7 @@ GUARD
 """
     done = run(folder, "chatty.py", text.replace("GUARD", "if __name__ == '__main__':"))
     assert done.returncode == 0, done.stderr
-    assert "[f 0] computing 1" in done.stdout
+    assert "f#0 │ computing 1" in done.stdout
     done = run(folder, "unguarded.py", text.replace("GUARD", "if True:"))
     assert done.returncode != 0
     assert "if __name__ == '__main__'" in done.stderr
