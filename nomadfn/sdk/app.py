@@ -22,6 +22,7 @@ from .blocking import Pending, Scope, blocking, in_event_loop
 from .client import Client, activate, deactivate
 from .function import Function
 from .progress import LogPrinter, Observer
+from .unsupported import ON_APP
 
 if TYPE_CHECKING:
     from typing import Self
@@ -94,6 +95,11 @@ class App:
         self.deployment: Deployment | None = None
         self._running: Running | None = None
         _apps[self.name] = self
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ON_APP:
+            raise UnsupportedError(f"App.{name} is not supported by nomadfn; {ON_APP[name]}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __repr__(self) -> str:
         return f"App({self.name!r})"

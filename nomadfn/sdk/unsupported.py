@@ -64,6 +64,18 @@ INSTEAD = {
     "output": "what containers print is always shown",
 }
 
+ON_APP = {
+    "cls": _CLASS,
+    "server": _WEB,
+    "include": "define the functions on one app, in one or several modules that import it",
+    "lookup": "use nomadfn.Function.from_name for a deployed function, or nomadfn.App(name) to define one",
+    "image": _IMAGE,
+    "set_description": "the app's name is all that is shown",
+    "set_tags": "the app's name is all that is shown",
+    "get_tags": "the app's name is all that is shown",
+    "get_dashboard_url": "use `nomadfn app list` and `nomadfn function explain`",
+}
+
 
 def refuse(name: str) -> None:
     """Raise UnsupportedError if `name` is one that Modal has."""

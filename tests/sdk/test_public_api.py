@@ -79,3 +79,14 @@ def test_parts_of_modals_function_and_call_are_refused_by_name() -> None:
     for wrong in (modal.Function, modal.FunctionCall):
         with pytest.raises(InvalidError, match="is made by"):
             wrong()
+
+
+@pytest.mark.parametrize("name", ["cls", "include", "lookup"])
+def test_parts_of_modals_app_are_refused_by_name(name: str) -> None:
+    with pytest.raises(UnsupportedError, match=rf"App\.{name} is not supported by nomadfn; "):
+        getattr(modal.App("refused"), name)
+
+
+def test_an_unknown_part_of_an_app_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="bogus"):
+        getattr(modal.App("refused"), "bogus")  # noqa: B009
