@@ -219,7 +219,13 @@ class Client:
         world.note("submit", call.id, part[0], len(part))
         # A refusal that is sent now may arrive when its reason is gone.
         call.orphaned = call.orphaned or world.is_stopped(call.function)
+        function = world.core.state.functions.get(call.function)
+        before = list(function.pending) if function is not None else [0, 0]
         world.core.submit(world.now, self.id, submission)
+        if function is not None:
+            limits = world.core.state.limits
+            for durable, limit in enumerate((limits.pending_inputs, limits.pending_spawns)):
+                assert function.pending[durable] <= max(before[durable], limit), "more was taken than the limit"
 
     def cancel(self, call: ClientCall, terminate: bool) -> None:
         if not self.connected:

@@ -20,7 +20,8 @@ from simulated_programs import Programs, Traits
 
 from nomadfn.core import effects, records
 from nomadfn.core.core import Core
-from nomadfn.core.model import DONE, READY, STARTING
+from nomadfn.core.model import DONE, NO_DEADLINE, PENDING, READY, RUNNING, STARTING
+from nomadfn.core.pool import ahead
 
 DRAIN_LIMIT_S = 4_000.0
 CLOCK_STEP_S = 7_200.0
@@ -56,6 +57,7 @@ class World:
         self._runs: dict[tuple[str, int], list[SimulatedContainer]] = {}
         self._raised: dict[tuple[str, int], int] = {}
         self._stopped: set[str] = set()
+        self._passed: dict[str, dict[str, int]] = {}
         self._lost_at: dict[str, float] = {}
         self._story: deque[str] = deque(maxlen=60)
         self._trace = hashlib.sha256()
@@ -106,6 +108,7 @@ class World:
             self._until(lambda: not self.programs.open_plans and self._all_settled(), "every call has its results")
             self._end_clients()
             self._until(self._at_rest, "the pools are at rest")
+            self._check_visible()
             self._stop_everything()
             self._until(lambda: not self.core.state.containers and not self.core.state.apps, "all apps are gone")
             self._check_nothing_left()
@@ -208,12 +211,7 @@ class World:
         self.offset += self.random.uniform(-CLOCK_STEP_S, CLOCK_STEP_S)
         self.core = self._new_core()
         self._restore_apps()
-        for (call_id, index), (status, payload) in self.visible.items():
-            call = self.core.state.calls.get(call_id)
-            one = call.get(index) if call is not None else None
-            assert one is not None, f"the result of {call_id}[{index}] is lost"
-            assert one.state == DONE, f"the result of {call_id}[{index}] is open again"
-            assert (one.status, one.payload) == (status, payload), f"{call_id}[{index}] has another result"
+        self._check_visible()
         for call in self.core.state.calls.values():
             self._take_visible(call.id)
         for client in self.clients:
@@ -226,6 +224,7 @@ class World:
         match effect:
             case effects.Deliver():
                 self.note("deliver", effect.container, effect.call, effect.deliveries, effect.indexes)
+                self._check_turns(effect)
                 self.containers[effect.container].receive(effect)
             case effects.Recall() | effects.Interrupt():
                 self.note(type(effect).__name__, effect.container, effect.deliveries)
@@ -364,8 +363,48 @@ class World:
         self.core.check_invariants()
         state = self.core.state
         assert state.containers.keys() == self.containers.keys(), "the core counts other containers than there are"
-        for function in state.functions.values():
-            assert min(*function.pending, *function.running) >= 0
+        for container in state.containers.values():
+            if container.state == READY and len(container.held) > 1:
+                alone = not any(one.suspect and one.state == RUNNING for one in container.held.values())
+                assert alone, f"{container.id} holds something beside an input that has to run alone"
+
+    def _check_visible(self) -> None:
+        """What was shown once stays, through every crash, until its time is over."""
+        for (call_id, index), (status, payload) in self.visible.items():
+            call = self.core.state.calls.get(call_id)
+            one = call.get(index) if call is not None else None
+            assert one is not None, f"the result of {call_id}[{index}] is lost"
+            assert one.state == DONE, f"the result of {call_id}[{index}] is open again"
+            assert (one.status, one.payload) == (status, payload), f"{call_id}[{index}] has another result"
+
+    def _check_turns(self, effect: effects.Deliver) -> None:
+        """Callers take turns: nobody waits while others get much more than one container's fill each."""
+        container = self.core.state.containers.get(effect.container)
+        served = self.core.state.calls.get(effect.call)
+        if container is None or served is None or container.alone:
+            return
+        function = container.function
+        waiting, timed = set(), set()
+        for call in self.core.state.calls.values():
+            if call.function is function and call.priority >= served.priority:
+                pending = [one for one in call.inputs() if one.state == PENDING and not one.suspect]
+                if pending:
+                    waiting.add(call.caller)
+                if any(one.deadline != NO_DEADLINE for one in pending):
+                    timed.add(call.caller)
+        # Somebody's turn may pass with an input whose deadline is over, which nobody sees here.
+        waiting -= timed
+        passed = self._passed.setdefault(function.id, {})
+        for caller in list(passed):
+            if caller not in waiting:
+                del passed[caller]
+        patience = 3 * (len(waiting) + 1) * (container.slots + ahead(function))
+        for caller in sorted(waiting - {served.caller}):
+            passed[caller] = passed.get(caller, 0) + len(effect.indexes)
+            assert passed[caller] <= patience, (
+                f"{caller} waits while {served.caller} is served, {passed[caller]} inputs"
+            )
+        passed.pop(served.caller, None)
 
     def _check_stop(self, effect: effects.StopContainer) -> None:
         container = self.core.state.containers.get(effect.container)
