@@ -97,9 +97,20 @@ class Connection(picows.WSListener):
             return 0
         return int(self._transport.underlying_transport.get_write_buffer_size())
 
-    def close(self) -> None:
+    def close(self, why: str = "") -> None:
+        """End the connection; `why` is for the other side."""
         if self._transport is not None and not self.closed:
+            if why:
+                self._transport.send_close(picows.WSCloseCode.GOING_AWAY, _shortened(why))
             self._transport.disconnect()
+
+
+def _shortened(reason: str) -> bytes:
+    """A close frame holds 123 bytes: of a longer reason the middle is left out, which mostly is a path."""
+    text = reason.encode()
+    if len(text) <= 123:
+        return text
+    return "…".join((text[:30].decode(errors="ignore"), text[-90:].decode(errors="ignore"))).encode()
 
 
 async def listen(service: Service, host: str, port: int) -> asyncio.Server:

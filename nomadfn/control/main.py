@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import atexit
+import contextlib
 import gc
 import json
 import os
@@ -95,7 +96,8 @@ class _Ready:
         if isinstance(error, StorageError):
             kind = "ServiceError"
         self.tell({"error": str(error) or repr(error), "kind": kind})
-        print(f"Error: {error}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # the log may lie on a disk that is full
+            print(f"Error: {error}", file=sys.stderr, flush=True)
         if isinstance(error, InvalidError):
             return EXIT_USAGE
         if isinstance(error, ConflictError):
@@ -167,12 +169,13 @@ async def _serve(settings: Settings, parent: WarmParent, ready: _Ready, private:
         asyncio.get_running_loop().add_signal_handler(number, _end, ended, None)
     ready.tell(record)
     api = None if http is None else asyncio.create_task(_serve_api(service, settings, http))
+    fault: Exception | None = None
     try:
         fault = await ended
     finally:
         (settings.data_dir / "service.json").unlink(missing_ok=True)
         listener.close()
-        await service.close()
+        await service.close("it was told to end" if fault is None else str(fault))
         if api is not None:
             await _close_api(api)
         storage.registry.close()
@@ -211,7 +214,14 @@ async def _open_storage(folder: Path, cluster: LocalCluster) -> _Storage:
         raise ConflictError(str(error)) from None
     except (ports.JournalError, ServiceError, OSError) as error:
         await cluster.close()
-        raise StorageError(str(error)) from None
+        raise _storage_error(folder, error) from None
+
+
+def _storage_error(folder: Path, error: Exception) -> StorageError:
+    if not isinstance(error, OSError):
+        return StorageError(str(error))
+    what = error.strerror or error
+    return StorageError(f"the data folder {folder} cannot be used ({what}); make room there, or see who owns it")
 
 
 def _build(
@@ -323,8 +333,11 @@ def _announce(folder: Path, service: Service, private: bool) -> dict[str, Any]:
         "started_at": service.address.started_at,
     }
     temporary = folder / f".service.json.{os.getpid()}"
-    temporary.write_text(json.dumps(record))
-    temporary.replace(folder / "service.json")
+    try:
+        temporary.write_text(json.dumps(record))
+        temporary.replace(folder / "service.json")
+    except OSError as error:
+        raise _storage_error(folder, error) from None
     return record
 
 

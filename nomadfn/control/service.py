@@ -121,20 +121,21 @@ class Service:
     def _old_blobs(self) -> set[str]:
         return {name for name, age_s in self.blobs.names() if age_s > BLOB_SWEEP_S}
 
-    async def close(self) -> None:
-        """End every container, write what is there, close."""
+    async def close(self, why: str) -> None:
+        """End every container, write what is there, close. Clients are told `why`."""
         if self._ticker is not None:
             self._ticker.cancel()
         for task in list(self._tasks):
             task.cancel()
         await self.cluster.close()
         for connection in list(self.sessions.values()):
-            connection.close()
+            connection.close(why)
         await asyncio.to_thread(self.writer.close)
 
     def log(self, text: str) -> None:
         """A line for whoever looks after the service."""
-        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # the log may lie on a disk that is full
+            print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
     def _threadsafe(self, call: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended before the journal's thread

@@ -230,4 +230,4 @@ def _closing_text(protocol: ClientProtocol) -> str:
         return f"the other side broke the websocket protocol: {protocol.parser_exc}"
     if close is None:
         return "the connection is closed"
-    return f"the other side closed the connection (code {close.code}{': ' + close.reason if close.reason else ''})"
+    return f"the other side closed the connection: {close.reason or f'code {close.code}'}"
