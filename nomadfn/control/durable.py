@@ -5,7 +5,9 @@ Everything that comes in while one segment is written goes into the next. The ev
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,14 +16,21 @@ from nomadfn.ports import Journal, JournalError
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 SEGMENT_RECORDS = 20_000
+SLICE_S = 0.005
+"""How long the service does nothing else while a snapshot is taken, at a time."""
 COMPACT_FROM_BYTES = 64 * 1024 * 1024
-COMPACT_GROWTH = 4
+COMPACT_GROWTH = 3
+"""The journal is compacted when it holds so many times what is still of use."""
 
 
 @dataclass(slots=True)
 class _Batch:
     records: list[records.Record]
     number: int
+
+
+class _SnapshotBegins:
+    """From here on in the queue, what is written is not in the snapshot that is being taken."""
 
 
 @dataclass(slots=True)
@@ -39,10 +48,12 @@ class DurableWriter:
         self._on_durable = on_durable
         self._on_failure = on_failure
         self._wake = threading.Condition()
-        self._queue: list[_Batch | _Snapshot] = []
+        self._queue: list[_Batch | _SnapshotBegins | _Snapshot] = []
         self._compacting = False
         self._closing = False
-        self._compact_at = max(COMPACT_FROM_BYTES, COMPACT_GROWTH * journal.size_bytes())
+        self._snapshot_covers = 0
+        """The last segment that the snapshot which is being taken stands for."""
+        self._compact_at = COMPACT_FROM_BYTES
         self._last_segment = 0
         self.size_bytes = journal.size_bytes()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
@@ -54,22 +65,35 @@ class DurableWriter:
         """Make `batch` durable; `on_durable(number)` follows."""
         self._put(_Batch(batch, number))
 
-    @property
-    def wants_snapshot(self) -> bool:
-        return self.size_bytes >= self._compact_at and not self._compacting
+    def wants_snapshot(self, live_bytes: int) -> bool:
+        """Whether enough of the journal is of no more use, given what still is."""
+        return (
+            not self._compacting
+            and self.size_bytes >= self._compact_at
+            and self.size_bytes >= COMPACT_GROWTH * live_bytes
+        )
 
-    def compact(self, snapshot: Iterator[records.Record]) -> None:
-        """Replace all that was written so far by `snapshot`: the state after the batches of earlier `write` calls."""
+    async def compact(self, snapshot: Iterator[records.Record]) -> None:
+        """Replace all that was written so far by `snapshot`.
+
+        It is taken slice by slice while the service goes on. What happens meanwhile may be in it or not: that is
+        written after the begin, stays, and is replayed on top, where what is known already changes nothing.
+        """
         self._compacting = True
-        bodies = []
+        self._put(_SnapshotBegins())
+        bodies: list[bytes] = []
         part: list[records.Record] = []
         size_bytes = 0
+        slice_ends = time.monotonic() + SLICE_S
         for record in snapshot:
             part.append(record)
             size_bytes += records.size_of(record)
             if _is_full(part, size_bytes):
                 bodies.append(records.encode_segment(part))
                 part, size_bytes = [], 0
+            if time.monotonic() >= slice_ends:
+                await asyncio.sleep(0)
+                slice_ends = time.monotonic() + SLICE_S
         if part:
             bodies.append(records.encode_segment(part))
         self._put(_Snapshot(bodies))
@@ -82,7 +106,7 @@ class DurableWriter:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def _put(self, one: _Batch | _Snapshot) -> None:
+    def _put(self, one: _Batch | _SnapshotBegins | _Snapshot) -> None:
         with self._wake:
             self._queue.append(one)
             self._wake.notify()
@@ -110,10 +134,12 @@ class DurableWriter:
                 segment += one.records
                 size_bytes += sum(map(records.size_of, one.records))
                 number = one.number
-            if segment and (isinstance(one, _Snapshot) or _is_full(segment, size_bytes)):
+            if segment and (not isinstance(one, _Batch) or _is_full(segment, size_bytes)):
                 self._write(segment, number)
                 segment, size_bytes = [], 0
-            if isinstance(one, _Snapshot):
+            if isinstance(one, _SnapshotBegins):
+                self._snapshot_covers = self._last_segment
+            elif isinstance(one, _Snapshot):
                 self._replace(one)
         if segment:
             self._write(segment, number)
@@ -125,9 +151,9 @@ class DurableWriter:
         self._on_durable(number)
 
     def _replace(self, snapshot: _Snapshot) -> None:
-        self._journal.compact(snapshot.bodies, self._last_segment)
+        self._journal.compact(snapshot.bodies, self._snapshot_covers)
         self.size_bytes = self._journal.size_bytes()
-        self._compact_at = max(COMPACT_FROM_BYTES, COMPACT_GROWTH * self.size_bytes)
+        self._compact_at = max(COMPACT_FROM_BYTES, 2 * self.size_bytes)
         self._compacting = False
 
 

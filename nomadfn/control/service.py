@@ -12,7 +12,7 @@ import secrets
 import sys
 import time
 import traceback
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,9 +103,7 @@ class Service:
         await self.cluster.open(self.containers.on_cluster_event)
         self.writer.start()
         self._tick()
-        sweep = self.loop.create_task(self._sweep_blobs())
-        self._tasks.add(sweep)
-        sweep.add_done_callback(self._tasks.discard)
+        self._keep(self._sweep_blobs())
 
     async def _sweep_blobs(self) -> None:
         """Now and then: delete what nobody refers to any more, as left behind by clients that were killed."""
@@ -165,8 +163,8 @@ class Service:
         batch, number = self.core.take_records()
         if batch:
             self.writer.write(batch, number)
-        if self.writer.wants_snapshot:
-            self.writer.compact(self.core.snapshot())
+        if self.writer.wants_snapshot(self.core.live_bytes):
+            self._keep(self.writer.compact(self.core.snapshot()))
 
     def _tick(self) -> None:
         delay_s = TICK_RETRY_S
@@ -302,9 +300,7 @@ class Service:
             case wire.Ack():
                 self.core.acknowledge(connection.id, frame.number)
             case wire.Request():
-                task = self.loop.create_task(self._answer(connection, frame))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._keep(self._answer(connection, frame))
             case wire.Hello():
                 connection.close()
 
@@ -407,6 +403,12 @@ class Service:
         self.logs.end(app)
         self._in_background(self.operations.forget_app, app)
 
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Start a task and hold on to it until it ends, or the service does."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _in_background(self, work: Callable[..., None], *args: Any) -> None:
         """Something that may block and that nobody waits for; what goes wrong with it is logged."""
 
@@ -416,9 +418,7 @@ class Service:
             except (Error, ValueError, OSError) as error:
                 self.log(f"{work.__name__} failed: {error}")
 
-        task = self.loop.create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._keep(run())
 
     async def perform(self, operation: str, body: dict[str, Any], identity: Identity) -> Any:
         """One operation for somebody who is not on a websocket."""

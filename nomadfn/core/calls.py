@@ -11,7 +11,7 @@ from ..exception import NotFoundError, OutputExpiredError
 from . import limits, pool, records
 from .effects import Accept, DropBlob, Interrupt, Reject, SendResults, Visible
 from .model import COMMIT, COMMITTING, DONE, NO_DEADLINE, RUNNING, Batch, Call, Function, Input, Session
-from .state import Commit, State, drop_blob, failure, finish, note_waiting, release_call
+from .state import INPUT_BYTES, Commit, State, drop_blob, failure, finish, note_waiting, release_call
 
 CANCELLED_TEXT = "the input was cancelled"
 REORDER_RETRY_S = 0.05
@@ -137,6 +137,7 @@ def take_durable(
     for one in inputs:
         call.add(one)
     call.accepted = first + len(inputs)
+    state.live_bytes += sum(map(len, payloads)) + INPUT_BYTES * len(inputs)
     if sub.kind == wire.SPAWN:
         call.total = 1
     function.pending[1] += len(inputs)
@@ -364,6 +365,7 @@ def forget(state: State, ids: Sequence[str]) -> None:
         if call is None:
             continue
         for one in call.inputs():
+            state.live_bytes -= len(one.payload) + INPUT_BYTES
             if one.state == DONE:
                 drop_blob(state, one.status, one.payload)
 

@@ -300,8 +300,13 @@ class Core:
         state.expiring.clear()
         state.expiring.extend(expiring)
 
+    @property
+    def live_bytes(self) -> int:
+        """About how much of the journal is still of use."""
+        return self.state.live_bytes
+
     def snapshot(self) -> Iterator[records.Record]:
-        """Records that bring back every durable call as it is now."""
+        """Records that bring back every durable call as it is when its turn comes."""
         for call in list(self.state.calls.values()):
             if call.durable:
                 yield from records.records_of(call)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from .model import COMMITTING, NO_DEADLINE, Call
+from .model import COMMITTING, NO_DEADLINE, Call, Input
 
 
 class Submitted(msgspec.Struct, array_like=True, tag=1, gc=False):
@@ -72,9 +72,10 @@ def size_of(record: Record) -> int:
 
 def records_of(call: Call) -> Iterator[Record]:
     """The records that bring back a durable call as it is now."""
-    inputs = sorted(call.inputs(), key=lambda one: one.index)
-    for start in range(0, len(inputs), _SNAPSHOT_INPUTS):
-        part = inputs[start : start + _SNAPSHOT_INPUTS]
+    # Taken while the service goes on: what is said last must have been true before the rest was looked at.
+    total, cancelled = call.total, call.cancelled
+    for first in range(0, call.accepted, _SNAPSHOT_INPUTS):
+        part = _inputs(call, first)
         deadline = part[0].deadline
         yield Submitted(
             call=call.id,
@@ -83,23 +84,28 @@ def records_of(call: Call) -> Iterator[Record]:
             caller=call.caller,
             priority=call.priority,
             at=call.created,
-            first=part[0].index,
+            first=first,
             payloads=[b"" if one.state >= COMMITTING else one.payload for one in part],
             codecs=[one.codec for one in part],
             deadline=None if deadline == NO_DEADLINE else deadline,
         )
     # A result that is seen and not yet durable becomes durable with the snapshot; replaying it again changes nothing.
-    done = [one for one in inputs if one.state >= COMMITTING]
-    for start in range(0, len(done), _SNAPSHOT_INPUTS):
-        part = done[start : start + _SNAPSHOT_INPUTS]
-        yield Finished(
-            call.id,
-            [one.index for one in part],
-            [one.status for one in part],
-            [one.payload for one in part],
-            call.finished_at,
-        )
-    if call.total >= 0:
-        yield Closed(call.id, call.total, call.finished_at)
-    if call.cancelled:
+    for first in range(0, call.accepted, _SNAPSHOT_INPUTS):
+        done = [one for one in _inputs(call, first) if one.state >= COMMITTING]
+        if done:
+            yield Finished(
+                call.id,
+                [one.index for one in done],
+                [one.status for one in done],
+                [one.payload for one in done],
+                call.finished_at,
+            )
+    if total >= 0:
+        yield Closed(call.id, total, call.finished_at)
+    if cancelled:
         yield Cancelled(call.id, call.finished_at)
+
+
+def _inputs(call: Call, first: int) -> list[Input]:
+    last = min(first + _SNAPSHOT_INPUTS, call.accepted)
+    return [one for index in range(first, last) if (one := call.get(index)) is not None]

@@ -29,6 +29,8 @@ from .model import (
 )
 from .records import Finished, Record
 
+INPUT_BYTES = 128
+"""What an input takes in the journal beside its payload, at the most: a spawn's ids are among it."""
 STATUS_MASK = wire.REF - 1
 
 
@@ -63,6 +65,8 @@ class State:
     """Effects that depend on a record, in the order of their numbers."""
     unsent: dict[str, Session] = field(default_factory=dict)
     settled: dict[str, Finished] = field(default_factory=dict)
+    live_bytes: int = 0
+    """Payloads and results of durable calls, with what the journal needs beside them."""
     spent_blobs: list[bytes] = field(default_factory=list)
     """References of the payloads of inputs in `settled`."""
     expiring: deque[tuple[float, str]] = field(default_factory=deque)
@@ -127,6 +131,8 @@ def finish(state: State, now: float, one: Input, status: int, payload: bytes) ->
         state.spent_blobs.append(one.payload)
     elif one.codec & wire.REF:
         state.effects.append(DropBlob(one.payload))
+    if durable:
+        state.live_bytes += len(payload) - len(one.payload)
     one.payload = payload
     one.status = status
     one.suspect = False
