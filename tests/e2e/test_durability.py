@@ -161,9 +161,9 @@ def test_a_client_says_so_when_the_service_was_killed_and_nobody_starts_it_again
     program.says("\n20\n")
     jobs.kill_service()
     done = program.wait()
-    assert done.code == 1, done
-    assert "ServiceError" in done.err, done
-    assert "nomadfn up" in done.err, done
+    assert done.code == 1, done.report
+    assert "ServiceError" in done.err, done.report
+    assert "nomadfn up" in done.err, done.report
 
 
 TWO = """
@@ -244,5 +244,5 @@ def test_a_run_that_ends_cancels_its_spawns_and_says_how_many(world: World) -> N
         """,
     )
     done = world.nomadfn("run", "later.py").ok()
-    assert "7 unfinished inputs cancelled" in done.err, done
+    assert "7 unfinished inputs cancelled" in done.err, done.report
     world.all_gone()

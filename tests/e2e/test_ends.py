@@ -53,9 +53,9 @@ def test_what_containers_print_reaches_the_terminal_marked_with_function_and_con
     out, err = (re.sub(r"^\[(\w+) (\d+)\] ", r"\1#\2 │ ", text, flags=re.MULTILINE) for text in (done.out, done.err))
     for kind, text in (("out", out), ("raw", out), ("child", out), ("err", err)):
         lines = re.findall(rf"^loud#(\d) │ {kind} (\d)$", text, re.MULTILINE)
-        assert sorted(int(x) for _, x in lines) == list(range(8)), (kind, done)
+        assert sorted(int(x) for _, x in lines) == list(range(8)), f"{kind}: {done.report}"
         assert {int(index) for index, _ in lines} <= set(range(4)), "indexes are the containers', from 0"
-    assert len(re.findall(r"^last#\d │ no newline at the end$", out, re.MULTILINE)) == 8, done
+    assert len(re.findall(r"^last#\d │ no newline at the end$", out, re.MULTILINE)) == 8, done.report
     assert done.out.rstrip().endswith("done"), "all of it came before the program's own last line"
 
 
@@ -149,10 +149,10 @@ def test_ctrl_c_cancels_and_leaves_no_process_and_no_folder(world: World, moment
     os.kill(run.pid, signal.SIGINT)
     done = run.wait()
     if moment == "while all run":
-        assert done.code == 130, done
-        assert re.search(r"Stopped; \d+ unfinished inputs cancelled", done.err), done
+        assert done.code == 130, done.report
+        assert re.search(r"Stopped; \d+ unfinished inputs cancelled", done.err), done.report
         done.without_our_frames()
-    assert done.code != 0, done
+    assert done.code != 0, done.report
     nothing_is_left(world)
 
 
@@ -181,7 +181,7 @@ def test_ctrl_c_in_a_program_with_app_run_leaves_nothing(world: World) -> None:
     eventually(lambda: MOMENTS["while all run"](world), "all run")
     os.kill(run.pid, signal.SIGINT)
     done = run.wait()
-    assert done.code == -signal.SIGINT or "KeyboardInterrupt" in done.err, done
+    assert done.code == -signal.SIGINT or "KeyboardInterrupt" in done.err, done.report
     nothing_is_left(world)
 
 
@@ -217,5 +217,5 @@ def test_down_ends_everything_of_functions_that_will_not_end(world: World) -> No
     world.python("go.py").ok()
     eventually(lambda: MOMENTS["while all run"](world), "all run")
     done = world.nomadfn("down").ok()
-    assert "has ended" in done.out, done
+    assert "has ended" in done.out, done.report
     world.all_gone()

@@ -139,9 +139,9 @@ def test_an_uncaught_exception_shows_the_frames_here_and_there_and_nothing_of_ou
     done = mistakes.nomadfn("run", f"mistakes.py::{entrypoint}").refused(1, "ZeroDivisionError: division by zero")
     source = (mistakes.folder / "mistakes.py").read_text().splitlines()
     remote = 1 + source.index("    return helper.invert(x)")
-    assert f'File "{mistakes.folder}/mistakes.py", line {remote}, in divide' in done.err, done
-    assert f'File "{mistakes.folder}/helper.py", line 3, in invert' in done.err, done
-    assert f", in {entrypoint}" in done.err, done
+    assert f'File "{mistakes.folder}/mistakes.py", line {remote}, in divide' in done.err, done.report
+    assert f'File "{mistakes.folder}/helper.py", line 3, in invert' in done.err, done.report
+    assert f", in {entrypoint}" in done.err, done.report
     assert "/code/" not in done.err, "the place where a container unpacked it is nobody's business"
 
 
@@ -149,8 +149,8 @@ def test_a_cause_is_shown_with_its_own_frames(mistakes: World) -> None:
     done = mistakes.nomadfn("run", "mistakes.py::cause").refused(
         1, "ZeroDivisionError", "RuntimeError: could not invert"
     )
-    assert "direct cause" in done.err, done
-    assert f'File "{mistakes.folder}/helper.py", line 3, in invert' in done.err, done
+    assert "direct cause" in done.err, done.report
+    assert f'File "{mistakes.folder}/helper.py", line 3, in invert' in done.err, done.report
 
 
 def test_a_program_of_its_own_shows_the_remote_frames_too(mistakes: World) -> None:
@@ -164,10 +164,10 @@ def test_a_program_of_its_own_shows_the_remote_frames_too(mistakes: World) -> No
         """,
     )
     done = mistakes.python("own.py")
-    assert done.code == 1, done
-    assert f'File "{mistakes.folder}/helper.py", line 3, in invert' in done.err, done
-    assert f'File "{mistakes.folder}/own.py", line 5, in <module>' in done.err, done
-    assert done.err.rstrip().endswith("ZeroDivisionError: division by zero"), done
+    assert done.code == 1, done.report
+    assert f'File "{mistakes.folder}/helper.py", line 3, in invert' in done.err, done.report
+    assert f'File "{mistakes.folder}/own.py", line 5, in <module>' in done.err, done.report
+    assert done.err.rstrip().endswith("ZeroDivisionError: division by zero"), done.report
 
 
 def test_a_function_that_cannot_be_pickled_names_what_holds_it_back(world: World) -> None:
@@ -204,7 +204,7 @@ def test_a_file_that_does_not_import_here_shows_the_users_frames(world: World) -
     world.write("broken.py", "import nomadfn\nimport trouble\n")
     world.write("trouble.py", "value = {}['gone']\n")
     done = world.nomadfn("run", "broken.py").refused(1, "KeyError: 'gone'")
-    assert f'File "{world.folder}/trouble.py", line 1' in done.err, done
+    assert f'File "{world.folder}/trouble.py", line 1' in done.err, done.report
 
 
 @pytest.mark.parametrize("verb", ["remote", "map", "spawn"])
@@ -234,7 +234,7 @@ def test_a_file_that_does_not_import_in_a_container_says_so_and_does_not_hang(wo
     )
     done = world.nomadfn("run", "there.py", "--verb", verb)
     done.refused(3, "RuntimeError: this machine is not to my liking", "no container of f could be started")
-    assert f'File "{world.folder}/there.py", line 6' in done.err, done
+    assert f'File "{world.folder}/there.py", line 6' in done.err, done.report
     world.all_gone()
 
 
@@ -258,10 +258,10 @@ def test_a_function_that_kills_its_process_ends_the_run_with_what_was_seen(world
         """,
     )
     done = world.nomadfn("run", "fatal.py")
-    assert done.code == 3, done
-    assert "lost its container 8 times" in done.err, done
-    assert "SIGABRT (it aborted)" in done.err, done
-    assert "goodbye, world" in done.err, done
+    assert done.code == 3, done.report
+    assert "lost its container 8 times" in done.err, done.report
+    assert "SIGABRT (it aborted)" in done.err, done.report
+    assert "goodbye, world" in done.err, done.report
     world.all_gone()
 
 
@@ -295,8 +295,8 @@ def test_an_argument_and_a_result_over_the_limit_are_refused_with_both_numbers(w
     fits, result, argument = done.out.splitlines()
     assert fits == "1900000"
     for message in (result, argument):
-        assert re.search(r"3,000,\d\d\d bytes", message), done
-        assert "2,000,000" in message, done
+        assert re.search(r"3,000,\d\d\d bytes", message), done.report
+        assert "2,000,000" in message, done.report
 
 
 LIMITED = """
@@ -357,24 +357,24 @@ def test_over_a_limit_remote_raises_with_the_limit_the_value_and_when_to_try_aga
     world.write("limited.py", LIMITED)
     done = world.nomadfn("run", "limited.py::remote", NOMADFN_LIMITS_PENDING_INPUTS="20")
     done.refused(3, "limits.pending_inputs")
-    assert done.out.splitlines()[0] == "pending_inputs 20 20 True", done
-    assert re.search(r"20 inputs wait .* the limit is 20; try again in [\d.]+ s", done.out), done
+    assert done.out.splitlines()[0] == "pending_inputs 20 20 True", done.report
+    assert re.search(r"20 inputs wait .* the limit is 20; try again in [\d.]+ s", done.out), done.report
     world.all_gone()
 
 
 def test_over_a_limit_map_backs_off_and_finishes(world: World) -> None:
     world.write("limited.py", LIMITED)
     done = world.nomadfn("run", "limited.py::map", NOMADFN_LIMITS_PENDING_INPUTS="20").ok()
-    assert done.out == "True\n", done
+    assert done.out == "True\n", done.report
     assert "the limit is 20" in done.err, "and says so now and then"
 
 
 def test_over_a_limit_spawn_raises_and_spawn_map_backs_off(world: World) -> None:
     world.write("limited.py", LIMITED)
     done = world.nomadfn("run", "limited.py::spawn", NOMADFN_LIMITS_PENDING_SPAWNS="20").ok()
-    assert done.out.splitlines() == ["pending_spawns 20 True", "True True"], done
+    assert done.out.splitlines() == ["pending_spawns 20 True", "True True"], done.report
     done = world.nomadfn("run", "limited.py::spawn_map", NOMADFN_LIMITS_PENDING_SPAWNS="20").ok()
-    assert done.out == "True\n", done
+    assert done.out == "True\n", done.report
 
 
 def test_names_that_do_not_exist_are_said_at_the_first_use(world: World) -> None:
@@ -401,6 +401,6 @@ def test_names_that_do_not_exist_are_said_at_the_first_use(world: World) -> None
     world.deploy("here.py")
     done = world.execute(sys.executable, "names.py").ok()
     no_app, no_function, no_call = done.out.splitlines()
-    assert "nowhere" in no_app, done
-    assert re.search(r"\bg\b.*\bhere\b|\bhere\b.*\bg\b", no_function), done
-    assert no_call.split()[0] in ("NotFoundError", "OutputExpiredError"), done
+    assert "nowhere" in no_app, done.report
+    assert re.search(r"\bg\b.*\bhere\b|\bhere\b.*\bg\b", no_function), done.report
+    assert no_call.split()[0] in ("NotFoundError", "OutputExpiredError"), done.report

@@ -92,11 +92,11 @@ def test_an_input_that_kills_its_container_fails_alone(world: World, how: str, s
     world.write("poison.py", POISON)
     done = world.nomadfn("run", "poison.py", "--how", how).ok()
     failed, others, *message = done.out.splitlines()
-    assert (failed, others) == ("[13] ['InternalFailure']", "True"), done
+    assert (failed, others) == ("[13] ['InternalFailure']", "True"), done.report
     text = "\n".join(message)
-    assert "input 13 of f" in text, done
-    assert seen in text, done
-    assert "8 times" in text, done
+    assert "input 13 of f" in text, done.report
+    assert seen in text, done.report
+    assert "8 times" in text, done.report
 
 
 def test_the_children_of_a_container_that_is_killed_end_with_it(world: World) -> None:
@@ -191,8 +191,8 @@ def test_a_warm_parent_that_ends_again_and_again_is_reported_and_ends_the_run(wo
         run.has_printed("here", count + 1)
         kill(world.warm_parent())
     done = run.wait().without_our_frames()
-    assert done.code == 3, done
-    assert "containers cannot be run any more" in done.err, done
+    assert done.code == 3, done.report
+    assert "containers cannot be run any more" in done.err, done.report
     world.all_gone()
 
 
@@ -219,9 +219,9 @@ def test_a_function_that_holds_the_gil_is_busy_and_not_lost(world: World) -> Non
     )
     began = time.monotonic()
     done = world.nomadfn("run", "busy.py", "--seconds", 12).ok()
-    assert done.out == "True\n", done
+    assert done.out == "True\n", done.report
     assert time.monotonic() - began < 24, "it ran once"
-    assert "lost" not in done.err, done
+    assert "lost" not in done.err, done.report
 
 
 def test_a_timeout_really_stops_a_function_and_spares_its_siblings(world: World) -> None:
@@ -254,6 +254,6 @@ def test_a_timeout_really_stops_a_function_and_spares_its_siblings(world: World)
         """,
     )
     done = world.execute(sys.executable, "hang.py").ok()
-    assert done.out.splitlines()[0] == "FunctionTimeoutError True", done
-    assert "timeout of 1 s" in done.out, done
+    assert done.out.splitlines()[0] == "FunctionTimeoutError True", done.report
+    assert "timeout of 1 s" in done.out, done.report
     world.all_gone()

@@ -17,6 +17,7 @@ import sys
 import sysconfig
 import textwrap
 import time
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,22 +49,24 @@ class Done:
     out: str
     err: str
 
-    def __str__(self) -> str:
+    @property
+    def report(self) -> str:
+        """All of it, for the message of an assertion; pytest would cut the object short."""
         return f"{self.command} ended with {self.code}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
 
     def ok(self) -> Done:
-        assert self.code == 0, self
+        assert self.code == 0, self.report
         return self
 
     def refused(self, code: int, *words: str) -> Done:
         """It ended with `code`, said all of `words` on stderr, and showed nothing of the inside of nomadfn."""
-        assert self.code == code, self
+        assert self.code == code, self.report
         for word in words:
-            assert word in self.err, f"not said: {word}\n{self}"
+            assert word in self.err, f"not said: {word}\n{self.report}"
         return self.without_our_frames()
 
     def without_our_frames(self) -> Done:
-        assert not OUR_FRAME.search(self.out + self.err), f"a traceback of ours\n{self}"
+        assert not OUR_FRAME.search(self.out + self.err), f"a traceback of ours\n{self.report}"
         return self
 
     @property
@@ -206,9 +209,27 @@ class World:
         os.kill(pid, signal.SIGKILL)
         self.gone(tree)
 
-    def explain(self, app: str, function: str) -> dict[str, Any]:
-        shown: dict[str, Any] = self.nomadfn("function", "explain", app, function, "--json").ok().json
-        return shown
+    def stop_service(self) -> None:
+        """End it in good order, whatever state it is in."""
+        try:
+            os.kill(self.service_pid(), signal.SIGTERM)
+        except (OSError, ValueError):
+            pass
+        self.all_gone()
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """One request to the HTTP API of the service that is up; the answer's JSON."""
+        record = json.loads((self.data / "service.json").read_text())
+        token = (self.data / "token").read_text().strip()
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            record["http_url"] + path, data, {"Authorization": f"Bearer {token}"}, method=method
+        )
+        with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
+            return json.loads(answer.read())
+
+    def explain(self, app: str, function: str) -> Any:
+        return self.ask("GET", f"/v1/apps/{app}/functions/{function}")
 
     def log(self) -> str:
         """What the control service that stays has to say."""
@@ -249,6 +270,11 @@ class World:
         ours = self.processes()
         agents = {pid for pid, line in ours.items() if "nomadfn_agent" in line}
         return sorted(pid for pid in agents if _parent(pid) in agents)
+
+    def memory_kib(self, pid: int) -> int:
+        """What the process holds in memory; 0 when it is gone."""
+        found = re.search(r"^VmRSS:\s+(\d+)", _read(f"/proc/{pid}/status"), re.MULTILINE)
+        return int(found[1]) if found else 0
 
     def gone(self, pids: Iterable[int]) -> None:
         """Wait until none of these processes of the test is left."""
