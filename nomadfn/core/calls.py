@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 from nomadfn_agent import wire
@@ -51,33 +51,32 @@ def submit(state: State, now: float, session: Session, sub: Submission) -> None:
 def _submit_attached(
     state: State, session: Session, function: Function, call: Call | None, sub: Submission, now: float
 ) -> None:
-    known = 0
-    fresh = range(len(sub.payloads))
+    unknown: Sequence[int] = range(len(sub.payloads))
     if call is not None and not call.empty:
-        unknown = [i for i in fresh if call.get(sub.first + i) is None]
-        known = len(sub.payloads) - len(unknown)
-        if known:
-            # A part that was sent before a reconnect: those inputs are here or have their results on the way.
-            if not unknown:
-                return
-            fresh = range(unknown[0], len(sub.payloads))
-            unknown_set = set(unknown)
-    admission = limits.admit(state.limits, load_of(function), sub.kind, len(fresh))
+        # Of a part that is sent again after a reconnect some are here, or have their results on the way.
+        unknown = [i for i in unknown if call.get(sub.first + i) is None]
+        if not unknown:
+            return
+    admission = limits.admit(state.limits, load_of(function), sub.kind, len(unknown))
     count = admission.count
     if count:
         if call is None:
             call = Call(sub.call, sub.kind, function, session.id, sub.priority, now)
             state.calls[sub.call] = call
             session.calls[sub.call] = call
-        take = fresh[:count]
-        if known:
-            take_list = [i for i in take if i in unknown_set]
-            _enqueue(state, function, call, sub, take_list)
-        else:
-            _enqueue(state, function, call, sub, take)
+        _enqueue(state, function, call, sub, unknown[:count])
     if admission.excess is not None:
-        _reject_over(state, session, sub, fresh.start + count, admission.excess)
-    return
+        for first, length in _runs(unknown[count:]):
+            _reject_over(state, session, sub, first, length, admission.excess)
+
+
+def _runs(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Rising positions as runs without a gap: the first of each, and how many."""
+    start = 0
+    for i in range(1, len(positions) + 1):
+        if i == len(positions) or positions[i] != positions[i - 1] + 1:
+            yield positions[start], i - start
+            start = i
 
 
 def _submit_durable(
@@ -114,7 +113,7 @@ def _submit_durable(
         if call.total >= 0:
             session.calls.pop(sub.call, None)
     if admission.excess is not None:
-        _reject_over(state, session, sub, skip + count, admission.excess)
+        _reject_over(state, session, sub, skip + count, offered - count, admission.excess)
     return None
 
 
@@ -200,8 +199,7 @@ def _reject(
     state.effects.append(Reject(session.id, sub.call, sub.first + skip, count, error, text, retry_after_s))
 
 
-def _reject_over(state: State, session: Session, sub: Submission, skip: int, over: limits.Excess) -> None:
-    count = len(sub.payloads) - skip
+def _reject_over(state: State, session: Session, sub: Submission, skip: int, count: int, over: limits.Excess) -> None:
     state.effects.append(
         Reject(
             session.id,
