@@ -147,7 +147,9 @@ class Programs:
         nested = nested_by is not None
         kind = rng.choice((wire.REMOTE, wire.MAP) if nested else (wire.REMOTE, wire.MAP, wire.SPAWN, wire.SPAWN_MAP))
         # A function that calls itself stops after a few levels.
-        inputs = 1 if kind in (wire.REMOTE, wire.SPAWN) else rng.randint(1, 4 if nested else 50)
+        # Functions that never start fail slowly, a full limit at a time.
+        most = 4 if nested else 12 if self.traits[function].start_fails else 50
+        inputs = 1 if kind in (wire.REMOTE, wire.SPAWN) else rng.randint(1, most)
         if nested_by == function:
             kind, inputs = wire.REMOTE, 1
         else:

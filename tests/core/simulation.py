@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import itertools
 import random
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 
 from nomadfn_agent import wire
 from simulated_clients import Client, ClientCall, failure_of
 from simulated_containers import SimulatedContainer
+from simulated_journal import Journal
 from simulated_programs import Programs, Traits
 
 from nomadfn.core import effects, records
@@ -28,15 +29,6 @@ CLOCK_STEP_S = 7_200.0
 LOSS_EXCUSES_S = 10.0
 """After a loss or a deploy there may be fewer containers than `min_containers` for a while."""
 STATUSES = {wire.OK: "ok", wire.EXCEPTION: "exception", wire.FAILURE: "failure"}
-
-
-@dataclass
-class Journal:
-    """Segments as a real journal keeps them. What is being written when all ends may be there or not."""
-
-    segments: list[bytes] = field(default_factory=list)
-    queue: list[tuple[list[records.Record], int] | list[bytes]] = field(default_factory=list)
-    writing: bool = False
 
 
 class World:
@@ -153,30 +145,33 @@ class World:
         self.after(self.random.choice((0.0, 0.001, 0.01, 0.1)), self.in_this_epoch(self._written))
 
     def _written(self) -> None:
-        journal = self._journal
-        journal.writing = False
-        queue, journal.queue = journal.queue, []
-        number = self._append(queue)
+        self._journal.writing = False
+        number = self._journal.write(len(self._journal.queue))
         self.note("durable", number)
         if number:
             self.core.durable(self.now, number)
 
-    def _append(self, queue: list[tuple[list[records.Record], int] | list[bytes]]) -> int:
-        number = 0
-        for one in queue:
-            if isinstance(one, list):
-                self._journal.segments = list(one)
-            else:
-                self._journal.segments.append(records.encode_segment(one[0]))
-                number = one[1]
-        return number
-
     def compact(self) -> None:
+        """Take a snapshot, a few records at a time, while everything goes on."""
+        journal = self._journal
+        if journal.compacting:
+            return
+        journal.compacting = True
+        self.note("compact")
         batch, number = self.core.take_records()
         if batch:
-            self._journal.queue.append((batch, number))
-        self.note("compact")
-        self._journal.queue.append([records.encode_segment([record]) for record in self.core.snapshot()])
+            journal.queue.append((batch, number))
+        snapshot = self.core.snapshot()
+        journal.queue.append(snapshot)
+        self._take_slice(snapshot, [])
+
+    def _take_slice(self, snapshot: Iterator[records.Record], bodies: list[bytes]) -> None:
+        part = list(itertools.islice(snapshot, self.random.randint(1, 4)))
+        if not part:
+            self._journal.queue.append(bodies)
+            return
+        bodies.append(records.encode_segment(part))
+        self.after(self.latency(), self.in_this_epoch(lambda: self._take_slice(snapshot, bodies)))
 
     # The core: its first start, its crashes
 
@@ -198,9 +193,8 @@ class World:
         self.note("crash")
         journal = self._journal
         if journal.writing and self.random.random() < 0.5:
-            self._append(journal.queue[: self.random.randint(0, len(journal.queue))])
-        journal.queue.clear()
-        journal.writing = False
+            journal.write(self.random.randint(0, len(journal.queue)))
+        self._journal = Journal(journal.segments)
         for container in self.containers.values():
             container.die("the supervisor ended")
         self.epoch += 1
