@@ -129,8 +129,14 @@ def nothing_is_left(world: World) -> None:
     eventually(lambda: not list(world.temporary.iterdir()), f"{world.temporary} is empty")
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("how", ["nomadfn run", "python"])
+@pytest.mark.parametrize(
+    ("how", "moment"),
+    [
+        *(("nomadfn run", moment) for moment in MOMENTS),
+        ("python", "as its service starts"),
+        ("python", "while all run"),
+    ],
+)
 def test_killing_the_program_leaves_no_process_and_no_folder(world: World, how: str, moment: str) -> None:
     world.write("stubborn.py", STUBBORN)
     command = (NOMADFN, "run", "stubborn.py") if how == "nomadfn run" else (sys.executable, "stubborn.py")
@@ -141,7 +147,7 @@ def test_killing_the_program_leaves_no_process_and_no_folder(world: World, how: 
     nothing_is_left(world)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", ["as its service starts", "as a container starts", "while all run"])
 def test_ctrl_c_cancels_and_leaves_no_process_and_no_folder(world: World, moment: str) -> None:
     world.write("mild.py", MILD)
     run = world.start(NOMADFN, "run", "mild.py")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import pytest
 from world import NOMADFN, World, eventually
 
 GUIDE = """
@@ -175,16 +174,10 @@ ENDLESS = """
 """
 
 
-@pytest.mark.parametrize("how", ["private", "attached"])
-def test_an_endless_map_pulls_no_further_than_the_in_flight_limit(world: World, how: str) -> None:
+def test_an_endless_map_pulls_no_further_than_the_in_flight_limit(world: World) -> None:
     world.write("endless.py", ENDLESS)
-    if how == "attached":
-        world.up()
     assert "of 1000 at most" in world.nomadfn("run", "endless.py::hundred").ok().out
-    if how == "attached":
-        assert world.nomadfn("app", "list", "--json").ok().json == []
-    else:
-        world.all_gone()
+    world.all_gone()
 
 
 def test_an_endless_map_takes_constant_memory_here_and_in_the_service(world: World) -> None:

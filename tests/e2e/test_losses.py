@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 
-import pytest
 from world import NOMADFN, World, eventually
 
 
@@ -66,37 +65,39 @@ POISON = """
     import nomadfn
 
     app = nomadfn.App("poison")
+    DEATHS = {13: None, 27: signal.SIGSEGV, 41: signal.SIGKILL}
 
     @app.function()
-    def f(x, how):
-        if x == 13:
-            print("13 was here", file=sys.stderr, flush=True)
-            if how == "exit":
+    def f(x):
+        if x in DEATHS:
+            print(x, "was here", file=sys.stderr, flush=True)
+            if DEATHS[x] is None:
                 os._exit(3)
-            os.kill(os.getpid(), getattr(signal, how))
+            os.kill(os.getpid(), DEATHS[x])
         return x
 
     @app.local_entrypoint()
-    def main(how: str):
-        results = list(f.map(range(60), kwargs={"how": how}, return_exceptions=True))
+    def main():
+        results = list(f.map(range(60), return_exceptions=True))
         failed = {i: result for i, result in enumerate(results) if isinstance(result, BaseException)}
-        print(sorted(failed), [type(one).__name__ for one in failed.values()])
-        print([one for i, one in enumerate(results) if i not in failed] == [x for x in range(60) if x != 13])
+        print(sorted(failed), {type(one).__name__ for one in failed.values()})
+        print([one for i, one in enumerate(results) if i not in failed] == [x for x in range(60) if x not in DEATHS])
         for one in failed.values():
-            print(one)
+            print(str(one).replace("\\n", " "))
 """
 
 
-@pytest.mark.parametrize(("how", "seen"), [("exit", "3"), ("SIGSEGV", "segmentation fault"), ("SIGKILL", "SIGKILL")])
-def test_an_input_that_kills_its_container_fails_alone(world: World, how: str, seen: str) -> None:
+def test_inputs_that_kill_their_container_fail_alone(world: World) -> None:
     world.write("poison.py", POISON)
-    done = world.nomadfn("run", "poison.py", "--how", how).ok()
-    failed, others, *message = done.out.splitlines()
-    assert (failed, others) == ("[13] ['InternalFailure']", "True"), done.report
-    text = "\n".join(message)
-    assert "input 13 of f" in text, done.report
-    assert seen in text, done.report
-    assert "8 times" in text, done.report
+    done = world.nomadfn("run", "poison.py").ok()
+    failed, others, *messages = done.out.splitlines()
+    assert (failed, others) == ("[13, 27, 41] {'InternalFailure'}", "True"), done.report
+    for number, seen, message in zip(
+        (13, 27, 41), ("exit code 3", "segmentation fault", "SIGKILL"), messages, strict=True
+    ):
+        assert f"input {number} of f lost its container 8 times while it ran alone" in message, done.report
+        assert seen in message, done.report
+        assert f"{number} was here" in message, done.report
 
 
 def test_the_children_of_a_container_that_is_killed_end_with_it(world: World) -> None:
