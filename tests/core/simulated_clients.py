@@ -80,7 +80,7 @@ class ClientCall:
 
     def next_part(self) -> list[int]:
         """Indexes to submit now, without a gap."""
-        open_count = len(self.submitted) - len(self.results) if self.kind == wire.MAP else 0
+        open_count = len(self.submitted) - len(self.accepted if self.durable else self.results)
         room = min(self.window - open_count, FRAME_INPUTS)
         known = self.submitted | self.refused
         first = next((i for i in range(len(self.works)) if i not in known), None)

@@ -161,7 +161,7 @@ class Programs:
             works=[self._work(function, i, levels) for i in range(inputs)],
             priority=rng.choice((0, 0, 0, 1)),
             deadline_s=rng.uniform(0, 3) if rng.random() < 0.1 else None,
-            window=rng.randint(1, 30) if kind == wire.MAP else 10_000,
+            window=rng.choice((3, 10, 30, 10_000)),
         )
         self.calls[call.id] = call
         return call

@@ -49,7 +49,8 @@ class World:
         self._runs: dict[tuple[str, int], list[SimulatedContainer]] = {}
         self._raised: dict[tuple[str, int], int] = {}
         self._stopped: set[str] = set()
-        self._passed: dict[str, dict[str, int]] = {}
+        self._passed: dict[str, dict[str, tuple[int, int]]] = {}
+        """Function → caller → how many inputs of others were started since its turn, and how many waited at most."""
         self._lost_at: dict[str, float] = {}
         self._story: deque[str] = deque(maxlen=60)
         self._trace = hashlib.sha256()
@@ -166,12 +167,13 @@ class World:
         self._take_slice(snapshot, [])
 
     def _take_slice(self, snapshot: Iterator[records.Record], bodies: list[bytes]) -> None:
-        part = list(itertools.islice(snapshot, self.random.randint(1, 4)))
+        part = list(itertools.islice(snapshot, self.random.randint(1, 2)))
         if not part:
             self._journal.queue.append(bodies)
             return
         bodies.append(records.encode_segment(part))
-        self.after(self.latency(), self.in_this_epoch(lambda: self._take_slice(snapshot, bodies)))
+        wait_s = self.random.choice((0.0, 0.01, 0.1, 0.3))
+        self.after(wait_s, self.in_this_epoch(lambda: self._take_slice(snapshot, bodies)))
 
     # The core: its first start, its crashes
 
@@ -219,6 +221,9 @@ class World:
             case effects.Deliver():
                 self.note("deliver", effect.container, effect.call, effect.deliveries, effect.indexes)
                 self._check_turns(effect)
+                for one in self.core.state.containers[effect.container].held.values():
+                    late = one.delivery in effect.deliveries and one.deadline <= self.now
+                    assert not late, f"{one.call.id}[{one.index}] is started after its deadline"
                 self.containers[effect.container].receive(effect)
             case effects.Recall() | effects.Interrupt():
                 self.note(type(effect).__name__, effect.container, effect.deliveries)
@@ -392,12 +397,12 @@ class World:
         for caller in list(passed):
             if caller not in waiting:
                 del passed[caller]
-        patience = 3 * (len(waiting) + 1) * (container.slots + ahead(function))
         for caller in sorted(waiting - {served.caller}):
-            passed[caller] = passed.get(caller, 0) + len(effect.indexes)
-            assert passed[caller] <= patience, (
-                f"{caller} waits while {served.caller} is served, {passed[caller]} inputs"
-            )
+            count, most = passed.get(caller, (0, 0))
+            count, most = count + len(effect.indexes), max(most, len(waiting))
+            passed[caller] = count, most
+            patience = 3 * (most + 1) * (container.slots + ahead(function))
+            assert count <= patience, f"{caller} waits while {served.caller} is served, {count} inputs"
         passed.pop(served.caller, None)
 
     def _check_stop(self, effect: effects.StopContainer) -> None:
