@@ -278,7 +278,7 @@ class Client:
         assert effect.number == self.seen + len(effect.indexes), "a result is missing between two frames"
         self.seen = effect.number
         for index, status, payload in zip(effect.indexes, effect.statuses, effect.payloads, strict=True):
-            if index in call.refused and (call.cancelled or self.world.is_stopped(call.function)):
+            if index in call.refused and (call.cancelled or call.orphaned or self.world.is_stopped(call.function)):
                 # It was given up after a reconnect, and its result was still on the way.
                 continue
             assert index in call.submitted, f"a result of {call.id}[{index}], which is not open"
@@ -291,7 +291,7 @@ class Client:
 
     def _take_reject(self, call: ClientCall, effect: effects.Reject) -> None:
         part = set(range(effect.first, effect.first + effect.count))
-        gone = self.world.is_stopped(call.function)
+        gone = call.orphaned or self.world.is_stopped(call.function)
         assert call.durable or gone or not part & set(call.results), "an input with a result was refused"
         call.submitted -= part - call.accepted
         retries = call.kind in (wire.MAP, wire.SPAWN_MAP)
