@@ -108,7 +108,7 @@ class Agent(Supervisor):
 
     def _tell_leaving(self) -> None:
         if self._pids and self._channel.socket is not None:
-            self._send(Leaving(sorted(self._pids), "Nomad stops its allocation"))
+            self._send(Leaving("Nomad stops its allocation"))
 
     def _reap(self) -> None:
         super()._reap()

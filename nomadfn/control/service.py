@@ -19,6 +19,7 @@ from typing import Any
 from nomadfn_agent import wire
 
 from nomadfn import ports
+from nomadfn.control.agents import Agents
 from nomadfn.control.connections import Connection
 from nomadfn.control.containers import Containers
 from nomadfn.control.durable import DurableWriter
@@ -76,6 +77,7 @@ class Service:
         self.operations = Operations(self)
         self.sessions: dict[str, Connection] = {}
         self.containers = Containers(self)
+        self.agents = Agents(self)
         self.watchers = Watchers(self)
         self.visible_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self.gone_waiters: dict[str, list[asyncio.Future[None]]] = {}
@@ -128,6 +130,7 @@ class Service:
         for task in list(self._tasks):
             task.cancel()
         await self.cluster.close()
+        self.agents.close("the control service ends")
         for connection in list(self.sessions.values()):
             connection.close()
         await asyncio.to_thread(self.writer.close)
@@ -382,6 +385,8 @@ class Service:
     def on_disconnect(self, connection: Connection) -> None:
         if connection.role == "runner":
             self.containers.on_disconnect(connection)
+        elif connection.role == "agent":
+            self.agents.on_disconnect(connection)
         elif self.sessions.get(connection.id) is connection:
             del self.sessions[connection.id]
             self.watchers.drop_session(connection.id)

@@ -377,9 +377,8 @@ class Joined(_Frame, tag=45):
 
 
 class Leaving(_Frame, tag=46):
-    """The agent has been told to end: these containers shall get no more inputs. It ends with the last of them."""
+    """The agent has been told to end: its containers shall get no more inputs. It ends with the last of them."""
 
-    containers: list[str]
     what: str
 
 
