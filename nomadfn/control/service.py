@@ -31,7 +31,7 @@ from nomadfn.core import calls, effects
 from nomadfn.core.core import Core
 from nomadfn.core.model import NO_DEADLINE, Function
 from nomadfn.core.state import blob_name
-from nomadfn.exception import Error, InvalidError, ResourceExhaustedError
+from nomadfn.exception import Error, InvalidError, NotFoundError, ResourceExhaustedError
 
 TICK_RETRY_S = 0.25
 BLOB_SWEEP_S = 3600.0
@@ -427,6 +427,19 @@ class Service:
     async def perform(self, operation: str, body: dict[str, Any], identity: Identity) -> Any:
         """One operation for somebody who is not on a websocket."""
         return await self.operations.perform(operation, body, identity, "")
+
+    def leader(self) -> dict[str, Any]:
+        """Where agents and clients find the control service that leads: this one."""
+        return {"data_url": self.address.data_url, "epoch": self.core.state.epoch}
+
+    async def read_code(self, name: str, identity: Identity) -> bytes:
+        """A blob, for a container only of its own app's code. Raises `NotFoundError`."""
+        app = self.core.state.apps.get(identity.app)
+        code = () if app is None else (app.code.digest, *(one.spec.serialized_ref for one in app.functions.values()))
+        if name and (not identity.container or name in code):
+            with contextlib.suppress(KeyError):
+                return await asyncio.to_thread(self.blobs.get, name)
+        raise NotFoundError(f"there is no code {name[:64]!r} in this container's app; deploy the app again")
 
     async def follow_logs(self, app: str, tail: int) -> AsyncGenerator[dict[str, Any]]:
         id = self.operations.find_app(app).id
