@@ -1,8 +1,7 @@
 """A real Consul for tests: found or fetched, started on free loopback ports, with ACLs that deny by default.
 
 The binary is the `consul` on PATH, else Debian's package of it, which is fetched through a copy of this machine's
-own apt source with the suite before the configured one (the last that has the package) and unpacked below
-`.cache/`; the system is left as it is.
+own apt source with an older suite in it and unpacked below `.cache/`; the system is left as it is.
 """
 
 from __future__ import annotations
@@ -31,7 +30,9 @@ from consul.callback import CB
 from nomadfn.adapters.consul_store import POLICY, ConsulSettings, ConsulStore
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache"
-SUITES = ["bullseye", "bookworm", "trixie", "forky"]
+SUITE = "bullseye"
+"""The last suite of Debian with a Consul in it."""
+SUITES = "bullseye|bookworm|trixie|forky"
 APT_SOURCES = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt").glob("sources.list.d/*"))]
 FETCH_S = 100
 START_S = 30
@@ -39,11 +40,19 @@ MIN_TTL_S = 1.0
 """Consul's own least session TTL is 10 s; the servers of the tests take less, so that nobody waits for it."""
 
 
-@cache
 def consul_binary() -> str:
     """The path of a Consul that runs. Skips the test, with the reason, where there is none."""
+    path, reason = _look()
+    if not path:
+        pytest.skip(reason)
+    return path
+
+
+@cache
+def _look() -> tuple[str, str]:
+    """Where Consul is, or else why there is none."""
     if on_path := shutil.which("consul"):
-        return on_path
+        return on_path, ""
     CACHE.mkdir(exist_ok=True)
     target = CACHE / "consul" / "consul"
     with open(CACHE / "consul.lock", "w") as turn:
@@ -51,10 +60,10 @@ def consul_binary() -> str:
         if not target.exists():
             try:
                 _fetch(target)
-            except (OSError, LookupError, subprocess.SubprocessError) as error:
+            except (OSError, LookupError, ValueError, subprocess.SubprocessError) as error:
                 output = getattr(error, "stderr", None) or ""
-                pytest.skip(f"no consul on PATH, and Debian's cannot be fetched: {error} {output[-500:]}")
-    return str(target)
+                return "", f"no consul on PATH, and Debian's cannot be fetched: {error} {output[-500:]}"
+    return str(target), ""
 
 
 @cache
@@ -96,18 +105,15 @@ def _run(command: list[str], folder: Path) -> None:
 
 
 def _older_source() -> str:
-    """The machine's own main source of packages, with the suite before its own."""
+    """The machine's own main source of packages, with the suite that has the package."""
     for path in APT_SOURCES:
-        if path.suffix not in (".list", ".sources") or not path.is_file():
-            continue
-        for block in re.split(r"\n\s*\n", path.read_text()):
-            for suite in SUITES[1:]:
-                older = SUITES[SUITES.index(suite) - 1]
-                if path.suffix == ".sources" and re.search(rf"(?m)^Suites:.*\s{suite}(\s|$)", block):
-                    return re.sub(r"(?m)^Suites:.*$", f"Suites: {older}", block) + "\n"
-                if line := re.search(rf"(?m)^deb\s.*\s{suite}\s+main\b", block):
-                    return re.sub(rf"\s{suite}\s.*", f" {older} main", line[0]) + "\n"
-    raise LookupError(f"no apt source of this machine has one of the suites {', '.join(SUITES[1:])}.")
+        if path.suffix in (".list", ".sources") and path.is_file():
+            for block in re.split(r"\n\s*\n", path.read_text()):
+                if path.suffix == ".sources" and re.search(rf"(?m)^Suites:.*\s({SUITES})(\s|$)", block):
+                    return re.sub(r"(?m)^Suites:.*$", f"Suites: {SUITE}", block) + "\n"
+                if line := re.search(rf"(?m)^deb\s.*\s({SUITES})\s+main\b", block):
+                    return re.sub(rf"\s({SUITES})\s.*", f" {SUITE} main", line[0]) + "\n"
+    raise LookupError(f"no apt source of this machine has one of the suites {SUITES}.")
 
 
 def free_ports(count: int) -> list[int]:

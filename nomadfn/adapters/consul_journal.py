@@ -49,13 +49,16 @@ from nomadfn.ports import Blobs, FencedError, JournalError, JournalFullError
 
 MAX_BYTES = 64 * 1024 * 1024
 """Bodies that Consul holds at most: each of its servers needs about three times that in memory."""
-INLINE_BYTES = VALUE_BYTES - 1024
+INLINE_BYTES = 48 * 1024
+"""Beyond this the base64 and JSON of a transaction cost Consul more than a second request with plain bytes does."""
 INLINE_BYTES_WITH_BLOBS = 1024
 """A body smaller than this is no more to Consul than the header that would stand for it."""
 PATIENCE_S = 600.0
 DELAY_S = 1.0
 """An append that has waited for so long is told of."""
 MAX_MOVES = 8
+SWEEPS_AT_ONCE = 16
+"""Transactions that delete right after a compaction; the rest goes one by one with the appends that follow."""
 REPLAY_KEYS = 100
 """Segments that replay reads at once."""
 
@@ -119,11 +122,16 @@ class ConsulJournal:
         self._root = f"{hold.shard.prefix}journal/"
         self._blob_prefix = f"{hold.shard.cluster}_{hold.shard.number}_"
         self._closed = threading.Event()
+        self._doomed: list[Operation] = []
         self._load()
 
     def _load(self) -> None:
         self._read_meta()
-        numbers = [number for number in self._numbers("segments/") if number >= self._meta.low]
+        segments = self._numbers("segments/")
+        for key, number in segments.items():
+            if number < 0:
+                raise self._damaged(f"{key} is not of nomadfn")
+        numbers = [number for number in segments.values() if number >= self._meta.low]
         for expected, number in enumerate(numbers, self._meta.low):
             if number != expected:
                 raise self._damaged(f"segment {expected} is missing, and segment {number} is there")
@@ -183,6 +191,7 @@ class ConsulJournal:
         self._commit(number, value)
         self._last = number
         self._end += len(body)
+        self._sweep(1)
         return number
 
     def _commit(self, number: int, value: bytes) -> None:
@@ -225,41 +234,54 @@ class ConsulJournal:
         self._read_meta()
         if self._meta != new:
             raise JournalError("the journal was not compacted: its meta key in Consul was changed by somebody else.")
-        try:
-            self._sweep()
-        except (Error, JournalError, OSError, ValueError):
-            pass  # the compaction is done; the next one deletes what is left
-
-    def _sweep(self) -> None:
-        """Delete what nothing refers to. Fenced: a leader of old must not delete what a new one has written."""
-        doomed = []
-        for kind in ("segments/", "parts/"):
-            names = self._call(self._store.keys, f"{self._root}{kind}")
-            doomed += [delete(name) for name in names if _number_of(name, f"{self._root}{kind}") < self._meta.low]
-        kind = f"{self._root}snapshots/"
-        trees = self._call(self._store.keys, kind, "/")
-        doomed += [delete_tree(tree) for tree in trees if self._is_replaced(tree[len(kind) : -1])]
-        most = TRANSACTION_OPERATIONS - 1
-        for first in range(0, len(doomed), most):
-            if self._transact(doomed[first : first + most]):
-                return
+        self._doomed = self._unneeded()
+        self._sweep(SWEEPS_AT_ONCE)
         if self._blobs is not None:
             self._sweep_blobs(self._blobs)
 
+    def _unneeded(self) -> list[Operation]:
+        """The deletions of all that nothing refers to."""
+        doomed = []
+        for kind in ("segments/", "parts/"):
+            doomed += [delete(key) for key, number in self._numbers(kind).items() if 0 <= number < self._meta.low]
+        kind = f"{self._root}snapshots/"
+        trees = self._call(self._store.keys, kind, "/")
+        return doomed + [delete_tree(tree) for tree in trees if self._is_replaced(tree[len(kind) : -1])]
+
+    def _sweep(self, transactions: int) -> None:
+        """Delete some of what is not needed. Fenced: a leader of old must not delete what a new one has written.
+
+        It is tried once: what stays is found by the next compaction.
+        """
+        most = TRANSACTION_OPERATIONS - 1
+        for _ in range(transactions):
+            batch, self._doomed = self._doomed[:most], self._doomed[most:]
+            if not batch:
+                return
+            try:
+                if not self._store.transact([self._hold.fence, *batch]):
+                    continue
+            except ServiceError:
+                pass
+            self._doomed = []
+
     def _sweep_blobs(self, blobs: Blobs) -> None:
         """No fence holds a blob store back, so this takes only what no later leader can need either."""
-        for name, _age_s in list(blobs.names()):
-            if name.startswith(self._blob_prefix):
-                match name.removeprefix(self._blob_prefix).split("_"):
-                    case [number, _, _] if int(number) < self._meta.low:
-                        blobs.delete(name)
-                    case [snapshot, _, _, _] if self._is_replaced(snapshot):
-                        blobs.delete(name)
+        try:
+            for name, _age_s in list(blobs.names()):
+                if name.startswith(self._blob_prefix):
+                    match name.removeprefix(self._blob_prefix).split("_"):
+                        case [number, _, _] if 0 <= _number_of(number, "") < self._meta.low:
+                            blobs.delete(name)
+                        case [snapshot, _, _, _] if self._is_replaced(snapshot):
+                            blobs.delete(name)
+        except (Error, OSError):
+            pass  # the compaction is done; the next one deletes what is left
 
     def _is_replaced(self, snapshot: str) -> bool:
         """Whether a snapshot's name is that of an older one than the one that holds, or of a try beside it."""
         current = self._meta.snapshot.name if self._meta.snapshot else ""
-        return snapshot != current and _order_of(snapshot) <= _order_of(current)
+        return snapshot != current and () < _order_of(snapshot) <= _order_of(current)
 
     def size_bytes(self) -> int:
         """The bytes of all bodies that `replay` would give, wherever they lie."""
@@ -335,12 +357,10 @@ class ConsulJournal:
     def _snapshot_key(self, name: str, position: int) -> str:
         return f"{self._root}snapshots/{name}/{position:06}"
 
-    def _numbers(self, kind: str) -> list[int]:
+    def _numbers(self, kind: str) -> dict[str, int]:
+        """The keys of one kind, each with the number of its segment, in order."""
         prefix = f"{self._root}{kind}"
-        try:
-            return [_number_of(key, prefix) for key in self._call(self._store.keys, prefix)]
-        except ValueError as error:
-            raise self._damaged(f"a key below {prefix} is not of nomadfn ({error})") from None
+        return {key: _number_of(key, prefix) for key in self._call(self._store.keys, prefix)}
 
     def _end_of(self, number: int) -> int:
         if number < self._meta.low:
@@ -396,9 +416,12 @@ class ConsulJournal:
 
 
 def _number_of(key: str, prefix: str) -> int:
-    return int(key.removeprefix(prefix)[:12])
+    """The number of the segment that a key is of or belongs to; -1 where somebody else has put the key there."""
+    digits = key.removeprefix(prefix)[:12]
+    return int(digits) if digits.isdecimal() else -1
 
 
 def _order_of(snapshot: str) -> tuple[int, ...]:
     """What a snapshot's name says: up to which segment it goes, and in which epoch it was written."""
-    return tuple(int(part) for part in snapshot.split("-")[:2]) if snapshot else ()
+    numbers = snapshot.split("-")[:2]
+    return tuple(map(int, numbers)) if all(number.isdecimal() for number in numbers) else ()

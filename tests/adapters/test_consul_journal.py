@@ -18,7 +18,7 @@ from contract_journal import JournalContract
 from lossy_proxy import Fate, LossyProxy, lossy_proxy
 
 from nomadfn.adapters import consul_journal
-from nomadfn.adapters.consul_journal import ConsulJournal
+from nomadfn.adapters.consul_journal import INLINE_BYTES, ConsulJournal
 from nomadfn.adapters.consul_lease import ConsulLease
 from nomadfn.adapters.consul_store import POLICY, VALUE_BYTES, ConsulStore, Refusal, Shard, delete
 from nomadfn.adapters.memory import MemoryBlobs
@@ -337,7 +337,7 @@ def test_a_large_segment_is_split_over_keys_that_consul_takes(
     journal: ConsulJournal, store: ConsulStore, lease: ConsulLease, shard: Shard
 ) -> None:
     body = random.Random(3).randbytes(4 * 1024 * 1024)
-    for size in (VALUE_BYTES - 1024, VALUE_BYTES - 1023, VALUE_BYTES, VALUE_BYTES + 1, len(body)):
+    for size in (INLINE_BYTES, INLINE_BYTES + 1, VALUE_BYTES, VALUE_BYTES + 1, len(body)):
         journal.append(body[:size])
     again = ConsulJournal(store, lease.hold)
     assert [found == body[: len(found)] for _, found in again.replay()] == [True] * 5
@@ -433,6 +433,27 @@ def test_a_compaction_leaves_nothing_behind_that_is_not_needed(
     if blobs is not None:
         assert len(list(blobs.names())) == 1
     assert [len(body) for _, body in journal.replay()] == [400_000, 5, 5]
+
+
+def test_many_segments_are_deleted_bit_by_bit_while_the_journal_goes_on(
+    store: ConsulStore, lease: ConsulLease, shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consul_journal, "SWEEPS_AT_ONCE", 2)
+    journal = ConsulJournal(store, lease.hold)
+    for _ in range(200):
+        journal.append(b"small")
+    store.put(f"{shard.prefix}journal/parts/of somebody else", b"")
+    journal.compact([b"snapshot"], 200)
+    left = []
+    for _ in range(3):
+        left.append(sum(key.startswith("segments/") for key in keys_of(store, shard)))
+        journal.append(b"x")
+    assert left == [200 - 2 * 63, 200 - 3 * 63 + 1, 2]
+    assert list(ConsulJournal(store, lease.hold).replay()) == [
+        (200, b"snapshot"),
+        *((n, b"x") for n in (201, 202, 203)),
+    ]
+    assert "parts/of somebody else" in keys_of(store, shard)
 
 
 # Consul away
