@@ -7,8 +7,8 @@
     Lease      a lock file          Consul
     Cluster    child processes      Nomad
 
-`control/embedded.py` and `control/clustered.py` pick adapters, one for each world. Calls that may block say so; the control service
-makes them on a thread of their own, one at a time a port.
+`control/embedded.py` and `control/clustered.py` pick adapters, one for each world. Calls that may block say so; the
+control service makes them on a thread of their own, one at a time a port.
 """
 
 from __future__ import annotations
@@ -233,6 +233,14 @@ class Cluster(Protocol):
 
     def stop(self, container: str, grace_s: float) -> None:
         """Ask the container to end, and make it after `grace_s`; 0 is at once."""
+        ...
+
+    def note(self, function: str, reason: str) -> None:
+        """Why the function's containers become more or fewer, for those who look at the cluster; told before they do."""
+        ...
+
+    def retire(self, app: str) -> None:
+        """The app, as its containers' `Needs` name it, is gone: nothing of it has to be kept."""
         ...
 
     def may_stop(self, indexes: frozenset[int], idle: frozenset[int]) -> frozenset[int]:

@@ -12,10 +12,25 @@ from dataclasses import dataclass
 from nomadfn.core import records
 from nomadfn.ports import Journal, JournalError
 
-SEGMENT_BYTES = 4 * 1024 * 1024
 SEGMENT_RECORDS = 20_000
-COMPACT_FROM_BYTES = 64 * 1024 * 1024
 COMPACT_GROWTH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How large the steps are that a journal likes."""
+
+    segment_bytes: int = 4 * 1024 * 1024
+    compact_from_bytes: int = 64 * 1024 * 1024
+    compact_from_segments: int | None = None
+    """So many segments are too many, however small they are."""
+    room_bytes: int | None = None
+    """A journal that may hold no more than this is compacted before it is full."""
+
+    def compact_at(self, size_bytes: int) -> int:
+        """The size at which a journal is compacted again that has `size_bytes` after a compaction."""
+        grown = max(self.compact_from_bytes, COMPACT_GROWTH * size_bytes)
+        return grown if self.room_bytes is None else min(grown, (size_bytes + self.room_bytes) // 2)
 
 
 @dataclass(slots=True)
@@ -33,17 +48,24 @@ class DurableWriter:
     """Owns the journal once the service runs. Callbacks are made on the writer's thread."""
 
     def __init__(
-        self, journal: Journal, on_durable: Callable[[int], None], on_failure: Callable[[JournalError], None]
+        self,
+        journal: Journal,
+        on_durable: Callable[[int], None],
+        on_failure: Callable[[JournalError], None],
+        pace: Pace = Pace(),
     ) -> None:
         self._journal = journal
+        self._pace = pace
         self._on_durable = on_durable
         self._on_failure = on_failure
         self._wake = threading.Condition()
         self._queue: list[_Batch | _Snapshot] = []
         self._compacting = False
         self._closing = False
-        self._compact_at = max(COMPACT_FROM_BYTES, COMPACT_GROWTH * journal.size_bytes())
+        self._compact_at = pace.compact_at(journal.size_bytes())
         self._last_segment = 0
+        self._segments = 0
+        """Since the last compaction, or the start."""
         self.size_bytes = journal.size_bytes()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
@@ -56,7 +78,9 @@ class DurableWriter:
 
     @property
     def wants_snapshot(self) -> bool:
-        return self.size_bytes >= self._compact_at and not self._compacting
+        most = self._pace.compact_from_segments
+        due = self.size_bytes >= self._compact_at or (most is not None and self._segments >= most)
+        return due and not self._compacting
 
     def compact(self, snapshot: Iterator[records.Record]) -> None:
         """Replace all that was written so far by `snapshot`: the state after the batches of earlier `write` calls."""
@@ -67,7 +91,7 @@ class DurableWriter:
         for record in snapshot:
             part.append(record)
             size_bytes += records.size_of(record)
-            if _is_full(part, size_bytes):
+            if self._is_full(part, size_bytes):
                 bodies.append(records.encode_segment(part))
                 part, size_bytes = [], 0
         if part:
@@ -110,7 +134,7 @@ class DurableWriter:
                 segment += one.records
                 size_bytes += sum(map(records.size_of, one.records))
                 number = one.number
-            if segment and (isinstance(one, _Snapshot) or _is_full(segment, size_bytes)):
+            if segment and (isinstance(one, _Snapshot) or self._is_full(segment, size_bytes)):
                 self._write(segment, number)
                 segment, size_bytes = [], 0
             if isinstance(one, _Snapshot):
@@ -121,15 +145,16 @@ class DurableWriter:
 
     def _write(self, segment: list[records.Record], number: int) -> None:
         self._last_segment = self._journal.append(records.encode_segment(segment))
+        self._segments += 1
         self.size_bytes = self._journal.size_bytes()
         self._on_durable(number)
 
     def _replace(self, snapshot: _Snapshot) -> None:
         self._journal.compact(snapshot.bodies, self._last_segment)
         self.size_bytes = self._journal.size_bytes()
-        self._compact_at = max(COMPACT_FROM_BYTES, COMPACT_GROWTH * self.size_bytes)
+        self._compact_at = self._pace.compact_at(self.size_bytes)
+        self._segments = 0
         self._compacting = False
 
-
-def _is_full(segment: list[records.Record], size_bytes: int) -> bool:
-    return size_bytes >= SEGMENT_BYTES or len(segment) >= SEGMENT_RECORDS
+    def _is_full(self, segment: list[records.Record], size_bytes: int) -> bool:
+        return size_bytes >= self._pace.segment_bytes or len(segment) >= SEGMENT_RECORDS

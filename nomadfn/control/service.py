@@ -12,7 +12,7 @@ import secrets
 import sys
 import time
 import traceback
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from nomadfn import ports
 from nomadfn.control.agents import Agents
 from nomadfn.control.connections import Connection
 from nomadfn.control.containers import Containers
-from nomadfn.control.durable import DurableWriter
+from nomadfn.control.durable import DurableWriter, Pace
 from nomadfn.control.logs import LogBook
 from nomadfn.control.operations import Operations, encode_json_payload
 from nomadfn.control.tokens import Identity, Tokens
@@ -34,6 +34,9 @@ from nomadfn.core.state import blob_name
 from nomadfn.exception import Error, InvalidError, NotFoundError, ResourceExhaustedError
 
 TICK_RETRY_S = 0.25
+RECOVER_S = 5.0
+"""How long a new leader waits for the containers that the one before has left, before it hands out inputs."""
+RECOVER_POLL_S = 0.02
 BLOB_SWEEP_S = 3600.0
 LOCAL_SESSION = "se-http"
 """The session of calls that come over HTTP; it is always there."""
@@ -66,6 +69,7 @@ class Service:
         address: Address,
         journal: ports.Journal,
         on_fatal: Callable[[Exception], None],
+        pace: Pace = Pace(),
     ) -> None:
         self.core = core
         self.cluster = cluster
@@ -89,11 +93,13 @@ class Service:
         self._journal_waiters: list[asyncio.Future[None]] = []
         self._scheduled = False
         self._ticker: asyncio.TimerHandle | None = None
+        self._ending = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.writer = DurableWriter(
             journal,
             lambda number: self._threadsafe(self._on_durable, number),
             lambda error: self._threadsafe(on_fatal, error),
+            pace,
         )
         core.open_session(LOCAL_SESSION)
 
@@ -105,9 +111,25 @@ class Service:
         await self.cluster.open(self.containers.on_cluster_event)
         self.writer.start()
         self._tick()
-        sweep = self.loop.create_task(self._sweep_blobs())
-        self._tasks.add(sweep)
-        sweep.add_done_callback(self._tasks.discard)
+        self._keep(self._sweep_blobs())
+
+    def recover(self, expected: Callable[[], int]) -> None:
+        """Before `start`: hold everything back until `expected` containers of an earlier leader are here again."""
+        self.core.hold_back(True)
+        self._keep(self._recover(expected))
+
+    async def _recover(self, expected: Callable[[], int]) -> None:
+        deadline = time.monotonic() + RECOVER_S
+        while (expected() or self.containers.awaited) and time.monotonic() < deadline:
+            await asyncio.sleep(RECOVER_POLL_S)
+        self.core.hold_back(False)
+        self.poke()
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it beside everything else, until the service closes."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _sweep_blobs(self) -> None:
         """Now and then: delete what nobody refers to any more, as left behind by clients that were killed."""
@@ -115,7 +137,8 @@ class Service:
             await asyncio.sleep(BLOB_SWEEP_S)
             try:
                 old = await asyncio.to_thread(self._old_blobs)
-                for name in old - self.core.live_blobs() if old else ():
+                live = self.core.live_blobs() | self.operations.kept_blobs if old else set()
+                for name in old - live:
                     await asyncio.to_thread(self.blobs.delete, name)
             except (Error, OSError) as error:
                 self.log(f"blobs were not swept: {error}")
@@ -123,12 +146,27 @@ class Service:
     def _old_blobs(self) -> set[str]:
         return {name for name, age_s in self.blobs.names() if age_s > BLOB_SWEEP_S}
 
-    async def close(self) -> None:
-        """End every container, write what is there, close."""
+    async def leave(self, release: Callable[[], None]) -> None:
+        """Write what is there, `release` the lease, and let everybody go, the containers running."""
+        self._end_tasks()
+        await asyncio.to_thread(self.writer.close)
+        await asyncio.to_thread(release)
+        for connection in list(self.sessions.values()):
+            connection.close("another control service leads")
+        self.containers.leave("another control service leads")
+        self.agents.close("another control service leads")
+
+    def _end_tasks(self) -> None:
         if self._ticker is not None:
             self._ticker.cancel()
+            self._ticker = None
+        self._ending = True
         for task in list(self._tasks):
             task.cancel()
+
+    async def close(self) -> None:
+        """End every container, write what is there, close."""
+        self._end_tasks()
         await self.cluster.close()
         self.agents.close("the control service ends")
         for connection in list(self.sessions.values()):
@@ -179,7 +217,8 @@ class Service:
             self.log(traceback.format_exc())
             self.on_fatal(error)
         self._settle()
-        self._ticker = self.loop.call_later(delay_s, self._tick)
+        if not self._ending:
+            self._ticker = self.loop.call_later(delay_s, self._tick)
 
     def _on_durable(self, number: int) -> None:
         self.core.durable(self.now(), number)
@@ -304,9 +343,7 @@ class Service:
             case wire.Ack():
                 self.core.acknowledge(connection.id, frame.number)
             case wire.Request():
-                task = self.loop.create_task(self._answer(connection, frame))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._keep(self._answer(connection, frame))
             case wire.Hello():
                 connection.close()
 
@@ -406,6 +443,7 @@ class Service:
 
     def _app_gone(self, app: str) -> None:
         self.watchers.drop_app(app)
+        self.containers.forget_app(app)
         for waiter in self.gone_waiters.pop(app, ()):
             _resolve(waiter)
         self.logs.end(app)
@@ -420,9 +458,7 @@ class Service:
             except (Error, ValueError, OSError) as error:
                 self.log(f"{work.__name__} failed: {error}")
 
-        task = self.loop.create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._keep(run())
 
     async def perform(self, operation: str, body: dict[str, Any], identity: Identity) -> Any:
         """One operation for somebody who is not on a websocket."""
@@ -430,7 +466,8 @@ class Service:
 
     def leader(self) -> dict[str, Any]:
         """Where agents and clients find the control service that leads: this one."""
-        return {"data_url": self.address.data_url, "epoch": self.core.state.epoch}
+        address = self.address
+        return {"http_url": address.http_url, "data_url": address.data_url, "epoch": self.core.state.epoch}
 
     async def read_code(self, name: str, identity: Identity) -> bytes:
         """A blob, for a container only of its own app's code. Raises `NotFoundError`."""
