@@ -87,24 +87,27 @@ def plan(api: NomadApi, settings: JobSettings, needs: Needs) -> str:
     """Nomad's own diff of a function's job against what is registered. Blocks; raises nomadfn's errors."""
     rendered = jobspec.render(needs, settings)
     diff = api.plan(api.parse(rendered.hcl, rendered.variables))["Diff"]
-    if diff["Type"] == "None":
-        return f"  job {rendered.job_id}: nothing changes\n"
-    return "\n".join(_lines(diff, f"job {rendered.job_id}", 0)) + "\n"
+    lines = list(_lines(diff, f"job {rendered.job_id}", 0))
+    return "\n".join(lines or [f"  job {rendered.job_id}: nothing changes"]) + "\n"
 
 
 def _lines(diff: Json, title: str, depth: int) -> Iterator[str]:
     if diff["Type"] == "None":
         return
     indent = "  " * depth
-    yield f"{indent}{_MARKS[diff['Type']]} {title}"
+    inner = list(_inner_lines(diff, depth))
+    # Nomad calls some blocks edited because of what it fills in itself, and then has nothing to show.
+    if inner or diff["Type"] != "Edited":
+        yield f"{indent}{_MARKS[diff['Type']]} {title}"
+        yield from inner
+
+
+def _inner_lines(diff: Json, depth: int) -> Iterator[str]:
     for field in diff.get("Fields") or ():
         if field["Type"] != "None":
-            change = (
-                f"{field['Old']!r} → {field['New']!r}"
-                if field["Type"] == "Edited"
-                else repr(field["New"] or field["Old"])
-            )
-            yield f"{indent}  {_MARKS[field['Type']]} {field['Name']}: {change}"
+            old, new = field["Old"], field["New"]
+            change = f"{old!r} → {new!r}" if field["Type"] == "Edited" else repr(new or old)
+            yield f"{'  ' * depth}  {_MARKS[field['Type']]} {field['Name']}: {change}"
     for kind, word in (("Objects", ""), ("TaskGroups", "group "), ("Tasks", "task ")):
         for part in diff.get(kind) or ():
             yield from _lines(part, f"{word}{part['Name']}", depth + 1)

@@ -140,14 +140,14 @@ def restarts(alloc: Json) -> int:
 
 def describe_end(alloc: Json, memory_mib: int | None = None) -> str:
     """How an allocation, or the last run of its task, came to its end."""
-    where = f" on node {alloc['NodeName']}" if alloc.get("NodeName") else ""
+    where = f" (node {alloc['NodeName']})" if alloc.get("NodeName") else ""
     if alloc["ClientStatus"] == "lost":
         return f"its node {alloc.get('NodeName') or alloc.get('NodeID', '')[:8]} was lost"
     faults = [event for event in _task_state(alloc).get("Events") or () if event["Type"] in _FAULTS]
     if leaving := is_leaving(alloc):
         return leaving
     if not faults:
-        return f"Nomad ended it{where}: {alloc.get('ClientDescription') or alloc['ClientStatus']}"
+        return f"Nomad ended it: {alloc.get('ClientDescription') or alloc['ClientStatus']}{where}"
     return _describe_fault(faults[-1], memory_mib) + where
 
 
