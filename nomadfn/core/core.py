@@ -41,7 +41,7 @@ class Core:
     ) -> None:
         """`first_delivery` is beyond what any earlier leader has given whose containers may still run."""
         self.state = State(limits or Limits(), epoch=epoch, capacity=capacity, capacity_reason=capacity_reason)
-        self.state.next_delivery = first_delivery
+        self.state.first_delivery = self.state.next_delivery = first_delivery
         self._next_sweep = 0.0
 
     # Sessions

@@ -204,7 +204,9 @@ def take_outputs(
     for delivery, status, payload in zip(deliveries, statuses, payloads, strict=True):
         one = held.pop(delivery, None)
         if one is None or one.state != RUNNING or one.delivery != delivery:
-            drop_blob(state, status, payload)
+            # What an earlier leader has seen may be the result that it has kept: the sweep of blobs decides.
+            if delivery >= state.first_delivery:
+                drop_blob(state, status, payload)
             continue
         if status & STATUS_MASK == wire.EXCEPTION and retries.may_retry(policy, one.retries + 1):
             drop_blob(state, status, payload)

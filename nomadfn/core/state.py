@@ -85,6 +85,8 @@ class State:
     expiring: deque[tuple[float, str]] = field(default_factory=deque)
     """When durable calls were finished, oldest first."""
     away: dict[str, Session] = field(default_factory=dict)
+    first_delivery: int = 1
+    """Smaller ones were given by earlier leaders."""
     next_delivery: int = 1
     next_container: int = 1
     capacity: int | None = None
