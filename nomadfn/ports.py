@@ -7,8 +7,8 @@
     Lease      a lock file          Consul
     Cluster    child processes      Nomad
 
-`control/main.py` is the only place that picks adapters. Calls that may block say so; the control service
-makes them on a thread of their own, one at a time a port.
+`control/embedded.py` and `control/clustered.py` pick adapters, one for each world. Calls that may block say so; the
+control service makes them on a thread of their own, one at a time a port.
 """
 
 from __future__ import annotations
@@ -121,6 +121,21 @@ class Lease(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Needs:
+    """What a cluster must know of a function before it can place its containers: its spec, without its code."""
+
+    app: str
+    function: str
+    cpu_cores: float | None = None
+    memory_mib: int | None = None
+    gpu: tuple[str, ...] = ()
+    """As `gpu=` has been checked: `("H100:4", "A100-80GB:4")`, the preferred one first."""
+    image: str = ""
+    """Empty is the cluster's own."""
+    max_containers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """One container that shall run: which function's, its index in the pool, and how its runner joins."""
 
@@ -128,6 +143,8 @@ class Placement:
     function: str
     index: int
     env: dict[str, str]
+    needs: Needs | None = None
+    """For clusters that place containers by them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +171,47 @@ class ContainerOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class ContainerLeaving:
+    """The cluster is about to end the container (its node is drained): it shall get no more inputs."""
+
+    container: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerFound:
+    """A container that this control service did not start runs: one that an earlier leader has left."""
+
+    container: str
+    app: str
+    function: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementBlocked:
+    """Containers of a function wait for a place: `why` in words, empty once none waits any more."""
+
+    function: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterLost:
     """The cluster itself is gone (its supervisor ended); every container with it."""
 
     what: str
 
 
-ClusterEvent = ContainerStarted | ContainerEnded | ContainerOutput | ClusterLost
+ClusterEvent = (
+    ContainerStarted
+    | ContainerEnded
+    | ContainerOutput
+    | ContainerLeaving
+    | ContainerFound
+    | PlacementBlocked
+    | ClusterLost
+)
 
 
 class Cluster(Protocol):
@@ -182,6 +233,14 @@ class Cluster(Protocol):
 
     def stop(self, container: str, grace_s: float) -> None:
         """Ask the container to end, and make it after `grace_s`; 0 is at once."""
+        ...
+
+    def note(self, function: str, reason: str) -> None:
+        """Why the function's containers become more or fewer, for people; told before they do."""
+        ...
+
+    def retire(self, app: str) -> None:
+        """The app, as its containers' `Needs` name it, is gone: nothing of it has to be kept."""
         ...
 
     def may_stop(self, indexes: frozenset[int], idle: frozenset[int]) -> frozenset[int]:

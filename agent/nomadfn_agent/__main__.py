@@ -1,14 +1,19 @@
-"""`python -m nomadfn_agent --supervisor-fd N`: the supervisor of a machine's containers."""
+"""`python -m nomadfn_agent`: the agent of a Nomad allocation, or with `--supervisor-fd N` a machine's warm parent."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from .supervisor import main
-
 parser = argparse.ArgumentParser(prog="nomadfn_agent", description=__doc__)
-parser.add_argument("--supervisor-fd", type=int, required=True, help="the inherited socket to the control service")
+parser.add_argument("--supervisor-fd", type=int, help="the inherited socket to the control service")
 parser.add_argument("--preload", action="append", default=[], metavar="MODULE", help="import it before the first fork")
 arguments = parser.parse_args()
-sys.exit(main(arguments.supervisor_fd, arguments.preload))
+if arguments.supervisor_fd is None:
+    from .join import main as join
+
+    sys.exit(join())
+else:
+    from .supervisor import main
+
+    sys.exit(main(arguments.supervisor_fd, arguments.preload))

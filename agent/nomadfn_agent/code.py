@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import io
 import os
 import pickle
 import shutil
@@ -15,8 +16,9 @@ from types import ModuleType
 from typing import Any
 
 from .alias import install_modal_alias
+from .blobs import read_code
 from .wire import Bind, FunctionSpec
-from .wire.payload import Raised, blob_path, describe_exception, digest_of, safe_str
+from .wire.payload import Raised, describe_exception, safe_str
 
 AGENT_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
 MACHINERY = (
@@ -51,7 +53,8 @@ class Code:
         if bind.code.as_modal:
             install_modal_alias()
         if bind.code.digest:
-            self.folder = unpack(bind.blobs, bind.code_cache, bind.code.digest)
+            cache = os.environ.get("NOMADFN_CODE_CACHE") or bind.code_cache
+            self.folder = unpack(bind.blobs, cache, bind.code.digest)
             sys.path.insert(0, self.folder)
             importlib.invalidate_caches()
         if bind.code.main_module:
@@ -95,12 +98,9 @@ class Code:
     def _unpickle(self, digest: str) -> Callable[..., Any]:
         name = self.bind.spec.name
         try:
-            with open(blob_path(self.bind.blobs, digest), "rb") as file:
-                data = file.read()
-        except OSError as error:
+            data = read_code(self.bind.blobs, digest)
+        except (OSError, ValueError) as error:
             raise LoadError(f"the pickled function {name} could not be read: {error}") from error
-        if digest_of(data) != digest:
-            raise LoadError(f"the pickled function {name} is damaged: deploy or run the program again")
         return raw_function(pickle.loads(data), name)
 
 
@@ -113,7 +113,7 @@ def unpack(blobs: str, cache: str, digest: str) -> str:
     temporary = tempfile.mkdtemp(dir=cache, prefix=".tmp-")
     try:
         os.chmod(temporary, 0o755)
-        with zipfile.ZipFile(blob_path(blobs, digest)) as archive:
+        with zipfile.ZipFile(io.BytesIO(read_code(blobs, digest))) as archive:
             archive.extractall(temporary)
         os.rename(temporary, target)
     except Exception as error:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from . import context
+from . import blobs, context
 from .code import Code
 from .wire import DURABLE, EXCEPTION, FAILURE, INLINE_PAYLOAD_BYTES, OK, PICKLE, REF
 from .wire.payload import (
@@ -88,7 +88,10 @@ class SyncExecutor:
             if codec >= REF:
                 self._durable = bool(codec & DURABLE)
                 if codec & REF:
-                    data = read_blob(self._blobs, decode_ref(data))
+                    ref = decode_ref(data)
+                    if not blobs.is_shared(self._blobs):
+                        return self._too_large("arguments", ref.size)
+                    data = read_blob(self._blobs, ref)
                 codec &= ~(REF | DURABLE)
             else:
                 self._durable = False
@@ -118,10 +121,16 @@ class SyncExecutor:
                 f"the result of {self._name} has {len(payload):,} bytes, over the limit of "
                 f"{self._max_payload_bytes:,}: store it elsewhere and return where it is",
             )
+        if not blobs.is_shared(self._blobs):
+            return self._too_large("result", len(payload))
         try:
             return status | REF, encode(write_blob(self._blobs, payload, sync=self._durable))
         except OSError as error:
             return _failure("InternalError", f"the result of {self._name} could not be stored: {error}")
+
+    def _too_large(self, what: str, size: int) -> tuple[int, bytes]:
+        has = "has" if what == "result" else "have"
+        return _failure("RequestSizeError", f"the {what} of {self._name} {has} {size:,} bytes, {blobs.MISSING}")
 
     def _raised(self, error: BaseException) -> tuple[int, bytes]:
         if isinstance(error, (context.cancellation_type(), context.InputCancellation)):

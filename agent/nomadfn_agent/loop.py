@@ -6,6 +6,9 @@ reading over: recalls, interrupts and inputs to come are then dealt with beside 
 right to read is a lock; `_current` (the delivery that runs, or 0) and `_watched` (the second thread reads)
 are each written by one thread before it looks at the other's, so that one of the two always sees the other.
 
+On a cluster a lost link is not the end: `rejoin` gives one to the next leader, which is told by `Attach` what is
+held here, and given again what was finished in the last KEEP_S seconds, since the leader before may have lost it.
+
 The queue needs no lock: the main thread takes from its left, a recall empties it from its right and puts
 back what stays, and each of these steps is atomic.
 """
@@ -26,6 +29,7 @@ from typing import NoReturn
 from .wire import (
     MAX_FRAME_BYTES,
     MAX_INPUTS_PER_FRAME,
+    Attach,
     Bind,
     Deliver,
     Drain,
@@ -44,26 +48,47 @@ QUIET_ROUNDS = 20
 """After so many WATCH_S without an input the watcher sleeps until the next one."""
 FLUSH_NS = 1_000_000
 """The longest that an output waits for others while more inputs run."""
+KEEP_S = 5.0
+"""How long what was sent is kept for the next leader."""
+KEEP_BYTES = 16 * 1024 * 1024
 LINK_LOST = 1
 """Exit code of a runner whose control service is gone."""
 
 Run = Callable[[int, str, int, bytes, int], tuple[int, bytes]]
 Item = tuple[int, str, int, bytes, int]
+Done = tuple[Item, int, bytes, int]
 
 
 class Loop:
     """`run(delivery, call, index, payload, codec)` runs one input, `interrupt(delivery)` stops it.
 
-    `before_send` is called on the main thread before outputs go out.
+    `before_send` is called on the main thread before outputs go out. `rejoin` blocks until another control service
+    takes this container on, whose code has the digest `code`; it raises LinkClosed when none does.
     """
 
-    def __init__(self, link: Link, run: Run, interrupt: Callable[[int], None], before_send: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        run: Run,
+        interrupt: Callable[[int], None],
+        before_send: Callable[[], None],
+        rejoin: Callable[[], Link] | None = None,
+        code: str = "",
+    ) -> None:
         self._link = link
+        self._rejoin = rejoin
+        self._code = code
+        self._relinking = threading.Lock()
+        self._sent: deque[tuple[float, int, list[Done]]] = deque()
+        """When, how many bytes, and what, for the next leader."""
+        self._sent_bytes = 0
+        self._item: Item | None = None
+        """The input that runs."""
         self._run = run
         self._interrupt = interrupt
         self._before_send = before_send
         self._queue: deque[Item] = deque()
-        self._done: list[tuple[int, int, bytes, int]] = []
+        self._done: list[Done] = []
         self._done_bytes = 0
         self._draining = False
         self._in_child = False
@@ -82,16 +107,24 @@ class Loop:
 
         `messages` have been received already.
         """
+        self._take(messages)
+        while not self._draining:
+            with self._reading:
+                self._receive(None)
+            while self._queue:
+                self._run_queue()
+                self._end_watch()
+
+    def close(self) -> None:
+        self._link.close()
+
+    def _receive(self, timeout_s: float | None) -> None:
+        """Act on what the link has. Only for the thread that holds the right to read."""
+        link = self._link
         try:
-            self._take(messages)
-            while not self._draining:
-                with self._reading:
-                    self._take(self._link.receive())
-                while self._queue:
-                    self._run_queue()
-                    self._end_watch()
+            self._take(link.receive(timeout_s))
         except LinkClosed as error:
-            self._lost(error)
+            self._join_next(link, error)
 
     def _run_queue(self) -> None:
         """Run what is queued, in order, and send the outputs: now and then on the way, all at the end."""
@@ -102,6 +135,7 @@ class Loop:
                 item = take()
             except IndexError:  # A recall on the other thread has just emptied the queue.
                 break
+            self._item = item
             self._current = item[0]
             if self._parked:
                 self._parked = False
@@ -112,7 +146,8 @@ class Loop:
                 self._before_send()
                 os._exit(0)
             end_ns = clock()
-            done.append((item[0], status, payload, end_ns - start_ns))
+            done.append((item, status, payload, end_ns - start_ns))
+            self._item = None
             self._done_bytes += len(payload)
             start_ns = end_ns
             if (
@@ -133,16 +168,60 @@ class Loop:
             batch = self._done[:]
             if not batch:
                 return
+            if self._rejoin is not None:
+                self._keep(batch)
             del self._done[: len(batch)]
             self._done_bytes = 0
-            deliveries, statuses, payloads, times_ns = zip(*batch, strict=True)
-            self._link.send(encode(Outputs(list(deliveries), list(statuses), list(payloads), sum(times_ns))))
+            link = self._link
+            try:
+                link.send(_outputs(batch))
+                return
+            except LinkClosed as error:
+                lost = error
+        self._join_next(link, lost)
+
+    def _keep(self, batch: list[Done]) -> None:
+        now = time.monotonic()
+        size_bytes = sum(len(payload) for _, _, payload, _ in batch)
+        self._sent.append((now, size_bytes, batch))
+        self._sent_bytes += size_bytes
+        while self._sent[0][0] < now - KEEP_S or (self._sent_bytes > KEEP_BYTES and len(self._sent) > 1):
+            self._sent_bytes -= self._sent.popleft()[1]
+
+    def _join_next(self, lost: Link, error: LinkClosed) -> None:
+        """Go on with the next leader, unless another thread has seen to that; ends the process where there is none."""
+        if self._rejoin is None:
+            self._lost(error)
+        with self._relinking:
+            while self._link is lost:
+                try:
+                    link = self._rejoin()
+                except LinkClosed as last:
+                    self._lost(last)
+                with self._sending:
+                    try:
+                        self._attach(link)
+                    except LinkClosed:
+                        continue
+                    self._link = link
+
+    def _attach(self, link: Link) -> None:
+        """Say what is held and what was finished a moment ago. While this sends, nothing else does."""
+        sent = [one for at, _, batch in self._sent for one in batch if at > time.monotonic() - KEEP_S]
+        running = self._item
+        held = {item[0]: item for item in (*(one[0] for one in (*sent, *self._done)), *list(self._queue))}
+        if running is not None:
+            held[running[0]] = running
+        items = list(held.values())
+        link.send(encode(Attach(self._code, 1, list(held), [item[1] for item in items], [item[2] for item in items])))
+        if sent:
+            link.send(_outputs(sent))
 
     def _glance(self) -> None:
         """Between two short inputs: see to what has arrived, unless the watcher does."""
         if self._reading.acquire(blocking=False):
             try:
-                self._take(self._link.receive(0))
+                self._receive(0)
             finally:
                 self._reading.release()
 
@@ -202,8 +281,6 @@ class Loop:
                     elif seen == self._current:
                         self._read_beside(seen)
                         quiet = 0
-        except LinkClosed as error:
-            self._lost(error)
         except BaseException:
             traceback.print_exc()
             os._exit(70)
@@ -212,15 +289,22 @@ class Loop:
         """Read the link until the main thread wants it back."""
         with self._reading:
             self._watched = True
-            poll = select.poll()
-            poll.register(self._link.fileno(), select.POLLIN)
-            poll.register(self._wake_read, select.POLLIN)
             if self._current == seen:
                 self._flush()
+                link, poll = self._link, self._poll()
                 while not any(ready == self._wake_read for ready, _ in poll.poll()):
-                    self._take(self._link.receive(0))
+                    self._receive(0)
+                    if self._link is not link:
+                        link, poll = self._link, self._poll()
                 os.read(self._wake_read, 1)
             self._watched = False
+
+    def _poll(self) -> select.poll:
+        """For what the link has, and for the main thread's wish to read."""
+        poll = select.poll()
+        poll.register(self._link.fileno(), select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
+        return poll
 
     def _end_watch(self) -> None:
         """Get the reading back from the watcher, if it has it."""
@@ -239,3 +323,8 @@ class Loop:
         """User code has forked: the child keeps nothing of the container but what user code does in it."""
         self._in_child = True
         self._link.abandon()
+
+
+def _outputs(batch: Sequence[Done]) -> bytes:
+    items, statuses, payloads, times_ns = zip(*batch, strict=True)
+    return encode(Outputs([item[0] for item in items], list(statuses), list(payloads), sum(times_ns)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
+from collections.abc import Sequence
 
 from .code import Code
 from .execute import flush_streams, make_executor
@@ -15,6 +17,10 @@ from .wire.payload import encode as encode_payload
 
 CONNECT_TIMEOUT_S = 10.0
 BIND_TIMEOUT_S = 30.0
+REJOIN_S = 60.0
+"""How long a container goes on whose control service is gone and has no successor."""
+REJOIN_TRY_S = 3.0
+REJOIN_PAUSE_S = 0.25
 NOT_LOADED = 2
 """Exit code of a runner whose function could not be loaded; LINK_LOST is the other one of ours."""
 
@@ -39,10 +45,12 @@ def main() -> int:
         link.send(encode(StartFailed(encode_payload(code.describe(error)))))
         link.close()
         return NOT_LOADED
-    loop = Loop(link, executor.run, executor.interrupt, flush_streams)
+    urls = os.environ.get("NOMADFN_CONTROL_URLS", "").split()
+    rejoin = functools.partial(_rejoin, urls) if urls else None
+    loop = Loop(link, executor.run, executor.interrupt, flush_streams, rejoin, bind.code.digest)
     link.send(encode(Ready(slots=1)))
     loop.serve(rest)
-    link.close()
+    loop.close()
     return 0
 
 
@@ -57,6 +65,30 @@ def _join(link: Link) -> tuple[Bind, list[bytes]]:
     if not isinstance(bind, Bind):
         raise LinkClosed(f"it sent {type(bind).__name__} before it said which function to run")
     return bind, messages[1:]
+
+
+def _rejoin(urls: Sequence[str]) -> Link:
+    """Have the control service that leads now take this container on. Raises LinkClosed when none does in time."""
+    from .seek import REASONS, ask_leader
+
+    deadline = time.monotonic() + REJOIN_S
+    pause_s = 0.02
+    while True:
+        for url in urls:
+            try:
+                link = Link.connect(ask_leader(url), os.environ["NOMADFN_TOKEN"], REJOIN_TRY_S)
+                try:
+                    _join(link)
+                except BaseException:
+                    link.close()
+                    raise
+                return link
+            except REASONS as error:
+                why = error
+        if time.monotonic() > deadline:
+            raise LinkClosed(f"no other one has taken it on within {REJOIN_S:.0f} s: {why}")
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, REJOIN_PAUSE_S)
 
 
 def _set_environment(bind: Bind) -> None:

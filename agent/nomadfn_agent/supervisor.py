@@ -1,10 +1,11 @@
 """The warm parent: it forks containers, passes on what they write, and says how they ended.
 
 One thread, no user code, everything imported that a runner needs: a container is one fork away. It speaks
-with the control service over one inherited socket, and that socket is its life: at its end all containers
-are killed. What it has to say waits in `_outbound`; while that is over HIGH_BYTES the containers' pipes are
-not read, so that a flood of output stops the one who writes it and costs no memory. What the control
-service has to say is always read, so the two cannot wait for each other.
+with the control service over one channel. On one machine that is an inherited socket, and it is the warm
+parent's life: at its end all containers are killed; an agent on a cluster (`join`) opens its own, again and
+again. While more than HIGH_BYTES wait to be said the containers' pipes are not read, so that a flood of output
+stops the one who writes it and costs no memory. What the control service has to say is always read, so the two
+cannot wait for each other.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import selectors
 import signal
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import runner
+from .channel import Channel, Framing, LengthFraming
 from .child import adopt_orphans, run_container
 from .output import Pipe, Tail
-from .wire import STREAM_HEADER, Ended, Log, Start, Started, Stop, decode_to_supervisor, encode_for_stream
+from .wire import Ended, Leaving, Log, Start, Started, Stop, ToSupervisorFrame, decode_to_supervisor, encode
 
 HIGH_BYTES = 1024 * 1024
 LOW_BYTES = 256 * 1024
@@ -63,69 +64,68 @@ class Container:
 
 
 class Supervisor:
-    """Serves one control service over `control` until it is gone."""
+    """Serves a control service until it is told to end. Once a connection is lost, `_on_lost` says what follows."""
 
-    def __init__(self, control: socket.socket) -> None:
-        control.setblocking(False)
-        self._control = control
-        self._inbound = bytearray()
-        self._outbound: deque[memoryview] = deque()
-        self._outbound_bytes = 0
+    def __init__(self) -> None:
+        self._channel = Channel()
         self._paused = False
         self._ending = False
         self._containers: dict[int, Container] = {}
         self._pids: dict[str, int] = {}
         self._selector = selectors.DefaultSelector()
-        self._selector.register(control, selectors.EVENT_READ, self._on_control)
-        self._wake_read, wake_write = os.pipe()
-        for handle in (self._wake_read, wake_write):
+        self._wake_read, self._wake_write = os.pipe()
+        for handle in (self._wake_read, self._wake_write):
             os.set_blocking(handle, False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in HELD_SIGNALS:
             signal.signal(number, self._on_end_signal)
 
+    def connect(self, control: socket.socket, framing: Framing) -> None:
+        """Speak over this socket from now on."""
+        self._channel.open(control, framing)
+        self._selector.register(control, selectors.EVENT_READ, self._on_control)
+        self._write()
+
     def serve(self) -> None:
-        """Run until the control service is gone or a signal says so; nothing of ours is left then."""
+        """Run until something says that it is over; nothing of ours is left then."""
         while not self._ending:
-            for key, events in self._selector.select(self._next_kill_s()):
+            for key, events in self._selector.select(self._next_due_s()):
                 if self._selector.get_map().get(key.fd) is key:  # What came before it has not closed it.
                     key.data(events)
-            self._kill_overdue()
+            self._on_due()
         self._finish()
 
     def _on_control(self, events: int) -> None:
         if events & selectors.EVENT_WRITE:
             self._write()
-        if events & selectors.EVENT_READ:
+        if events & selectors.EVENT_READ and self._channel.socket is not None:
             try:
-                data = self._control.recv(65536)
-            except BlockingIOError:
+                messages = self._channel.read()
+            except OSError as error:
+                self._on_lost(error)
                 return
-            except OSError:
-                data = b""
-            if not data:
-                self._ending = True
-                return
-            self._inbound += data
-            while (body := self._next_frame()) is not None:
-                match decode_to_supervisor(body):
-                    case Start(container, env):
-                        self._start(container, env)
-                    case Stop(container, grace_s):
-                        self._stop(container, grace_s)
+            for message in messages:
+                self._take(decode_to_supervisor(message))
+            if self._channel.socket is not None:
+                self._write()  # An answer to a ping may be owed.
 
-    def _next_frame(self) -> bytes | None:
-        head = STREAM_HEADER.size
-        if len(self._inbound) < head:
-            return None
-        (length,) = STREAM_HEADER.unpack_from(self._inbound)
-        if len(self._inbound) < head + length:
-            return None
-        body = bytes(self._inbound[head : head + length])
-        del self._inbound[: head + length]
-        return body
+    def _take(self, frame: ToSupervisorFrame) -> None:
+        match frame:
+            case Start(container, env):
+                self._start(container, env)
+            case Stop(container, grace_s):
+                self._stop(container, grace_s)
+
+    def _on_lost(self, error: OSError) -> None:
+        """Nothing more comes from the control service; it may still listen."""
+        self._ending = True
+
+    def _disconnect(self) -> None:
+        if self._channel.socket is not None:
+            self._selector.unregister(self._channel.socket)
+            self._channel.close()
 
     def _start(self, name: str, env: dict[str, str]) -> None:
         if name in self._pids:
@@ -147,7 +147,7 @@ class Supervisor:
         out_read, out_write, err_read, err_write = handles
         if not pid:
             self._selector.close()
-            self._control.close()
+            self._channel.close()
             run_container(runner.main, env, (out_write, err_write), parent)
         os.setpgid(pid, pid)  # The child does so too: whoever comes first, a signal to the group finds it.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
@@ -169,11 +169,13 @@ class Supervisor:
             kill_at = time.monotonic() + grace_s
             container.kill_at = kill_at if container.kill_at is None else min(kill_at, container.kill_at)
 
-    def _next_kill_s(self) -> float | None:
+    def _next_due_s(self) -> float | None:
+        """How long the loop may wait for events."""
         times = [one.kill_at for one in self._containers.values() if one.kill_at is not None]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
-    def _kill_overdue(self) -> None:
+    def _on_due(self) -> None:
+        """After each turn of the loop: what has its time."""
         now = time.monotonic()
         for container in self._containers.values():
             if container.kill_at is not None and container.kill_at <= now:
@@ -253,41 +255,35 @@ class Supervisor:
             container.tail.add(text)
             self._send(Log(container.name, pipe.stream, text))
 
-    def _send(self, frame: Started | Ended | Log) -> None:
-        data = memoryview(encode_for_stream(frame))
-        self._outbound.append(data)
-        self._outbound_bytes += len(data)
-        if len(self._outbound) == 1:
+    def _send(self, frame: Started | Ended | Log | Leaving) -> None:
+        self._channel.put(encode(frame))
+        if len(self._channel.waiting) == 1:
             self._write()
+        else:
+            self._pause_or_resume()
 
     def _write(self) -> None:
         """Send what the socket takes, and pause or go on with the pipes by what is left."""
-        try:
-            while self._outbound:
-                sent = self._control.send(self._outbound[0])
-                self._outbound_bytes -= sent
-                if sent == len(self._outbound[0]):
-                    self._outbound.popleft()
-                else:
-                    self._outbound[0] = self._outbound[0][sent:]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._ending = True
-            self._outbound.clear()
-            self._outbound_bytes = 0
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbound else 0)
-        if self._selector.get_key(self._control).events != wanted:
-            self._selector.modify(self._control, wanted, self._on_control)
+        channel = self._channel
+        if channel.socket is not None:
+            try:
+                channel.write()
+            except OSError as error:
+                self._disconnect()
+                self._on_lost(error)
+            else:
+                wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.wants_write else 0)
+                if self._selector.get_key(channel.socket).events != wanted:
+                    self._selector.modify(channel.socket, wanted, self._on_control)
         self._pause_or_resume()
 
     def _pause_or_resume(self) -> None:
-        if not self._paused and self._outbound_bytes > HIGH_BYTES:
+        if not self._paused and self._channel.waiting_bytes > HIGH_BYTES:
             self._paused = True
             for container in self._containers.values():
                 for pipe in container.pipes:
                     self._forget(pipe)
-        elif self._paused and self._outbound_bytes < LOW_BYTES:
+        elif self._paused and self._channel.waiting_bytes < LOW_BYTES:
             self._paused = False
             for container in self._containers.values():
                 self._listen(container)
@@ -302,7 +298,8 @@ class Supervisor:
                 _kill(pid)
             self._reap()
             self._write()
-            if not self._containers and not self._outbound and not _children():
+            told = self._channel.socket is None or not self._channel.waiting
+            if told and not self._containers and not _children():
                 break
             time.sleep(0.002)
 
@@ -344,12 +341,18 @@ def main(handle: int, preload: Sequence[str]) -> int:
     control.set_inheritable(False)
     adopt_orphans()
     warm_up(preload)
-    supervisor = Supervisor(control)
+    supervisor = Supervisor()
+    supervisor.connect(control, LengthFraming())
+    freeze()
+    supervisor.serve()
+    return 0
+
+
+def freeze() -> None:
+    """What is there now is shared with every container and is no garbage."""
     gc.disable()
     gc.collect()
     gc.freeze()
-    supervisor.serve()
-    return 0
 
 
 def warm_up(preload: Sequence[str]) -> None:

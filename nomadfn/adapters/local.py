@@ -123,6 +123,12 @@ class LocalCluster:
             self._stopping.add(container)
             self._send(Stop(container, grace_s))
 
+    def note(self, function: str, reason: str) -> None:
+        """Nobody looks at it from outside."""
+
+    def retire(self, app: str) -> None:
+        """Nothing is kept of an app."""
+
     def may_stop(self, indexes: frozenset[int], idle: frozenset[int]) -> frozenset[int]:
         """Any idle one: processes of one machine don't depend on each other."""
         return idle & indexes

@@ -184,6 +184,12 @@ class MemoryCluster:
         if self._answers and container in self.running:
             self.emit(ContainerEnded(container, "stopped", ""))
 
+    def note(self, function: str, reason: str) -> None:
+        """Nobody looks at it from outside."""
+
+    def retire(self, app: str) -> None:
+        """Nothing is kept of an app."""
+
     def may_stop(self, indexes: frozenset[int], idle: frozenset[int]) -> frozenset[int]:
         return idle
 

@@ -84,8 +84,8 @@ class ApiClient:
 
 
 def connect() -> ApiClient:
-    """The control service that `nomadfn up` keeps. Raises ServiceError when there is none."""
-    found = service.find_running(service.data_folder())
+    """The profile's control service. Raises ServiceError when there is none."""
+    found = service.find_staying()
     if found is None:
         raise exception.ServiceError("no control service is running; start one with `nomadfn up`")
     return ApiClient(found.http_url, found.token)

@@ -86,17 +86,27 @@ def control(
     capacity: int = typer.Option(None, help="Containers that may run at once; one a core by default."),
     insecure_plaintext: bool = typer.Option(False, help="Serve on an address that others reach, without TLS."),
 ) -> None:
-    """Run the control service in the foreground. Ctrl-C ends it."""
+    """Run the control service in the foreground. Ctrl-C ends it.
+
+    With a cluster's profile it stands by until it leads, and hands over when it is told to end.
+    """
+    from nomadfn.profiles import load_profile
     from nomadfn.sdk.service import data_folder
 
     flags = {"host": host, "port": port, "data_port": data_port, "capacity": capacity}
     flags["insecure_plaintext"] = insecure_plaintext or None
+    from nomadfn.control.main import main
+
+    profile = load_profile()
+    if not profile.is_local:
+        code = main([f"--profile={profile.name}", *_flags(flags)])
+        if code:
+            raise typer.Exit(code)  # it has said why
+        return
     _check_settings(flags)
     folder = _make_folder(data_folder())
     ready, ready_writer = os.pipe()
     threading.Thread(target=_say_where, args=(ready,), name="ready", daemon=True).start()
-    from nomadfn.control.main import main
-
     if main([*_arguments(folder, flags), "--ready-fd", str(ready_writer)]) != 0:
         raise typer.Exit(3)  # it has said why
 
@@ -159,7 +169,11 @@ def _make_folder(folder: Path) -> Path:
 
 def _arguments(folder: Path, flags: dict[str, Any]) -> list[str]:
     """The command line of `python -m nomadfn.control`."""
-    arguments = ["--data-dir", str(folder.absolute())]
+    return ["--data-dir", str(folder.absolute()), *_flags(flags)]
+
+
+def _flags(flags: dict[str, Any]) -> list[str]:
+    arguments = []
     for name, value in flags.items():
         if value is not None:
             flag = f"--{name.replace('_', '-')}"

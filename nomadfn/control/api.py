@@ -28,6 +28,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nomadfn import exception
+from nomadfn.control.agent_bundle import Bundles
 from nomadfn.control.http_server import ApiServer, serve_api
 
 __all__ = ["ApiServer", "Service", "create_api", "serve_api"]
@@ -40,6 +41,9 @@ WAIT_MAX_S = 600.0
 TAIL_DEFAULT = 100
 TAIL_MAX = 10_000
 BLOB_CHUNK_BYTES = 1024 * 1024
+BUNDLE_PATH = "/v1/agent/nomadfn-agent.pyz"
+OPEN_PATHS = frozenset(("/healthz", "/v1/leader", BUNDLE_PATH))
+"""What needs no token: there is nothing secret in it, and Nomad fetches the agent without one."""
 
 STATUS_CODES: dict[type[exception.Error], int] = {
     exception.InvalidError: 400,
@@ -75,6 +79,10 @@ class Service(Protocol):
 
     async def perform(self, operation: str, body: dict[str, Any], identity: Any) -> Any: ...
 
+    def leader(self) -> dict[str, Any]: ...
+
+    async def read_code(self, name: str, identity: Any) -> bytes: ...
+
     def follow_logs(self, app: str, tail: int) -> AsyncGenerator[dict[str, Any]]:
         """The last `tail` lines and then each new one: `{container, function, index, stream, text}`."""
         ...
@@ -93,6 +101,9 @@ def create_api(service: Service, *, blobs: str = "", max_body_bytes: int = MAX_B
     return Starlette(
         routes=[
             Route("/healthz", api.health),
+            Route("/v1/leader", api.leader),
+            agent_bundle_route(),
+            Route("/v1/blobs/{name}", api.read_code),
             Route("/v1/status", api.status),
             Route("/v1/apps", api.list_apps),
             Route("/v1/apps/{app}/stop", api.stop_app, methods=["POST"]),
@@ -116,6 +127,25 @@ def create_api(service: Service, *, blobs: str = "", max_body_bytes: int = MAX_B
     )
 
 
+def agent_bundle_route() -> Route:
+    """Where Nomad fetches the agent: `?python=3.12&platform=linux_x86_64`, by default as this control service runs."""
+    bundles = Bundles()
+
+    async def bundle(request: Request) -> Response:
+        asked = [request.query_params.get(name, "") for name in ("python", "platform")]
+        try:
+            made = await asyncio.to_thread(bundles.get, *asked)
+        except exception.Error as error:
+            return _error_response(error)
+        etag = f'"{made.digest}"'
+        headers = {"ETag": etag, "Cache-Control": "no-cache"}
+        if etag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(made.data, headers=headers, media_type="application/zip")
+
+    return Route(BUNDLE_PATH, bundle)
+
+
 class _Api:
     """The handlers; each reads its path and body, performs one operation and says what came back."""
 
@@ -126,6 +156,13 @@ class _Api:
 
     async def health(self, request: Request) -> Response:
         return _json({"status": "ok"})
+
+    async def leader(self, request: Request) -> Response:
+        return _json(self._service.leader())
+
+    async def read_code(self, request: Request) -> Response:
+        data = await self._service.read_code(request.path_params["name"], request.state.identity)
+        return Response(data, media_type="application/octet-stream")
 
     async def status(self, request: Request) -> Response:
         return _json(await self._perform(request, "status", {}))
@@ -295,14 +332,14 @@ class _Api:
 
 
 class _TokenMiddleware:
-    """No token, no answer, whatever the path; `/healthz` alone is open."""
+    """No token, no answer, whatever the path; only OPEN_PATHS are open."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] != "/healthz":
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             scheme, _, token = Request(scope).headers.get("authorization", "").partition(" ")
             bearer = token.strip() if scheme.lower() == "bearer" else None
             try:

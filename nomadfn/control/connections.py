@@ -1,7 +1,7 @@
-"""The websocket listener: one connection is a client's session or a container's runner.
+"""The websocket listener: one connection is a client's session, a container's runner, or an allocation's agent.
 
-A connection says who it is in its upgrade request (the token) and in its first frame (`wire.Hello`). What it
-sends is decoded here and handed to the service; nothing is decided here.
+A connection says who it is in its upgrade request (the token) and in its first frame (`wire.Hello`, of an agent
+`wire.Join`). What it sends is decoded here and handed to the service; nothing is decided here.
 """
 
 from __future__ import annotations
@@ -26,14 +26,19 @@ LOG_BACKLOG_BYTES = 4 * 1024 * 1024
 """A client that is further behind than this misses log lines and figures, never results."""
 BACKLOG_MAX_BYTES = 512 * 1024 * 1024
 """A client that is further behind than this is disconnected; its results are kept for when it comes back."""
+CLOSE_REASON_BYTES = 123
+NOBODY = Identity("nobody", "nothing")
+"""Who an agent is to everything but its `Join`."""
 
 
 class Connection(picows.WSListener):
     """One websocket, from its upgrade to its end."""
 
-    def __init__(self, service: Service, identity: Identity) -> None:
+    def __init__(self, service: Service, identity: Identity, bearer: str = "") -> None:
         self.service = service
         self.identity = identity
+        self.bearer = bearer
+        """An agent's credential, which is looked at when it joins; empty for everybody else."""
         self.role = ""
         self.id = ""
         """The session, or the container."""
@@ -62,19 +67,27 @@ class Connection(picows.WSListener):
 
     def _take(self, data: memoryview) -> None:
         if not self.role:
-            hello = wire.decode_from_client(data)
-            if not isinstance(hello, wire.Hello):
-                self.close()
-                return
-            if self._deadline is not None:
-                self._deadline.cancel()
-            self.role, self.id = hello.role, hello.session
-            if not self.service.welcome(self, hello):
-                self.close()
+            self._greet(wire.decode_first(data))
         elif self.role == "runner":
             self.service.containers.on_frame(self, wire.decode_from_runner(data))
+        elif self.role == "agent":
+            self.service.agents.on_frame(self, wire.decode_from_agent(data))
         else:
             self.service.on_client_frame(self, wire.decode_from_client(data))
+
+    def _greet(self, first: wire.Hello | wire.Join) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        match first:
+            case wire.Join() if self.bearer:
+                self.role, self.id = "agent", first.alloc
+                self.service.agents.on_join(self, first)
+            case wire.Hello() if not self.bearer and first.role != "agent":
+                self.role, self.id = first.role, first.session
+                if not self.service.welcome(self, first):
+                    self.close()
+            case _:
+                self.close("the token is of no use for that")
 
     def on_ws_disconnected(self, transport: picows.WSTransport) -> None:
         self.closed = True
@@ -106,9 +119,9 @@ class Connection(picows.WSListener):
 
 
 def _shortened(reason: str) -> bytes:
-    """A close frame holds 123 bytes: of a longer reason the middle is left out, which mostly is a path."""
+    """A close frame holds CLOSE_REASON_BYTES: of a longer reason the middle is left out, which mostly is a path."""
     text = reason.encode()
-    if len(text) <= 123:
+    if len(text) <= CLOSE_REASON_BYTES:
         return text
     return "…".join((text[:30].decode(errors="ignore"), text[-90:].decode(errors="ignore"))).encode()
 
@@ -121,8 +134,11 @@ async def listen(service: Service, host: str, port: int) -> asyncio.Server:
             return None
         header = request.headers.get("authorization") or ""
         scheme, _, token = header.partition(" ")
+        bearer = token.strip() if scheme.lower() == "bearer" else None
+        if bearer and service.agents.expects(bearer):
+            return Connection(service, NOBODY, bearer)
         try:
-            identity = service.identify(token.strip() if scheme.lower() == "bearer" else None)
+            identity = service.identify(bearer)
         except AuthError as error:
             body = str(error).encode()
             response = picows.WSUpgradeResponse.create_error_response(HTTPStatus.UNAUTHORIZED, body)

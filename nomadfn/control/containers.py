@@ -11,7 +11,7 @@ from nomadfn_agent.wire import payload
 
 from nomadfn import ports
 from nomadfn.core import effects
-from nomadfn.core.model import Container
+from nomadfn.core.model import App, Container, Function
 from nomadfn.exception import ServiceError
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 DRAIN_PATIENCE_S = 1.0
 """How long a container that is to end may take to do so by itself, before it is told by a signal."""
+ADOPT_S = 10.0
+"""How long the runner of a container that an earlier leader has left may take to come."""
 LAST_FRAMES_S = 1.0
 """How long the last frames of a container that has ended are waited for."""
 
@@ -43,13 +45,13 @@ class Containers:
         self._service = service
         self._core = service.core
         self._runners: dict[str, Runner] = {}
+        self._placed: dict[str, str] = {}
+        """App id → the name that the cluster knows it by."""
 
     def start(self, container: Container) -> None:
         function = container.function
         app = self._core.state.apps.get(function.app)
-        label = (function.app, function.spec.name, container.index)
-        self._runners[container.id] = Runner(container, label=label)
-        token = self._service.tokens.issue(container.id, function.app)
+        token = self._admit(container)
         env = {
             "NOMADFN_DATA_URL": self._service.address.data_url,
             "NOMADFN_HTTP_URL": self._service.address.http_url,
@@ -59,7 +61,35 @@ class Containers:
             "NOMADFN_APP_NAME": app.name if app is not None else "",
             "NOMADFN_MAX_PAYLOAD_BYTES": str(self._core.state.limits.payload_bytes),
         }
-        self._service.cluster.start(ports.Placement(container.id, function.id, container.index, env))
+        if function.decisions:
+            self._service.cluster.note(function.id, function.decisions[-1][2])
+        needs = None if app is None else needs_of(app, function)
+        if needs is not None:
+            self._placed[function.app] = needs.app
+        self._service.cluster.start(ports.Placement(container.id, function.id, container.index, env, needs))
+
+    def _admit(self, container: Container) -> str:
+        """Expect the container's runner; returns its token."""
+        function = container.function
+        self._runners[container.id] = Runner(container, label=(function.app, function.spec.name, container.index))
+        return self._service.tokens.issue(container.id, function.app)
+
+    def forget_app(self, app: str) -> None:
+        if (placed := self._placed.pop(app, None)) is not None:
+            self._service.cluster.retire(placed)
+
+    @property
+    def awaited(self) -> int:
+        """Containers of an earlier leader whose runner is not here yet."""
+        return sum(one.container.adopted for one in self._runners.values())
+
+    def leave(self, why: str) -> None:
+        """Let all runners go; they look for the next leader."""
+        for runner in list(self._runners.values()):
+            for timer in runner.timers:
+                timer.cancel()
+            if runner.connection is not None:
+                runner.connection.close(why)
 
     def welcome(self, connection: Connection) -> bool:
         runner = self._runners.get(connection.id)
@@ -94,12 +124,23 @@ class Containers:
                 self._core.container_ready(now, connection.id, frame.slots)
             case wire.Returned():
                 self._core.returned(now, connection.id, frame.deliveries)
+            case wire.Attach():
+                self._on_attach(connection, frame)
             case wire.StartFailed():
                 raised = payload.decode_raised(frame.payload)
                 self._core.container_start_failed(now, connection.id, raised.traceback or raised.text)
             case wire.Hello():
                 connection.close()
         self._service.poke()
+
+    def _on_attach(self, connection: Connection, frame: wire.Attach) -> None:
+        """It goes on with what it has. One with old code gets nothing more."""
+        now = self._service.now()
+        self._core.container_attached(now, connection.id, frame.slots, frame.deliveries, frame.calls, frame.indexes)
+        container = self._core.container(connection.id)
+        app = None if container is None else self._core.state.apps.get(container.app)
+        if container is not None and (app is None or app.code.digest != frame.code):
+            self._core.container_leaving(now, connection.id, "another revision was deployed")
 
     def send(self, container: str, frame: wire.ToRunnerFrame) -> None:
         runner = self._runners.get(container)
@@ -110,6 +151,7 @@ class Containers:
         runner = self._runners.get(effect.container)
         if runner is None:
             return
+        self._service.cluster.note(runner.container.function.id, effect.reason)
         if effect.grace_s == 0 or runner.connection is None:
             self._service.cluster.stop(effect.container, effect.grace_s)
             return
@@ -127,8 +169,33 @@ class Containers:
                 self._on_output(event)
             case ports.ContainerEnded():
                 self._on_ended(event)
+            case ports.ContainerLeaving():
+                self._core.container_leaving(self._service.now(), event.container, event.what)
+                self._service.poke()
+            case ports.ContainerFound():
+                self._on_found(event)
+            case ports.PlacementBlocked():
+                self._core.placement_blocked(event.function, event.why)
+                self._service.poke()
             case ports.ClusterLost():
                 self._service.on_fatal(ServiceError(f"containers cannot be run any more: {event.what}"))
+
+    def _on_found(self, event: ports.ContainerFound) -> None:
+        """An earlier leader has left it: it goes on where its function is still there, else it ends."""
+        now = self._service.now()
+        container = self._core.container_found(now, event.container, event.app, event.function, event.index)
+        if container is None:
+            self._service.cluster.stop(event.container, DRAIN_PATIENCE_S)
+            return
+        self._placed[container.app] = event.app
+        self._admit(container)
+        timer = self._service.loop.call_later(ADOPT_S, self._give_up, container)
+        self._runners[container.id].timers.append(timer)
+        self._service.poke()
+
+    def _give_up(self, container: Container) -> None:
+        if container.adopted:
+            self._service.cluster.stop(container.id, 0.0)
 
     def _on_ended(self, event: ports.ContainerEnded) -> None:
         """Its last frames may still be on their way: the loss counts once its connection has ended, too."""
@@ -171,3 +238,19 @@ class Containers:
         if runner is not None:
             app, function, index = runner.label
             self._service.watchers.publish(wire.Log(event.container, event.stream, event.text, app, function, index))
+
+
+def needs_of(app: App, function: Function) -> ports.Needs:
+    return needs_for(app.name if app.deployed else app.id, function.spec)
+
+
+def needs_for(app: str, spec: wire.FunctionSpec) -> ports.Needs:
+    """What the cluster must know to place containers of a function: nothing that changes while its spec does not."""
+    return ports.Needs(
+        app=app,
+        function=spec.name,
+        cpu_cores=spec.cpu,
+        memory_mib=spec.memory_mib,
+        gpu=tuple(spec.gpu),
+        max_containers=spec.autoscaler.max_containers,
+    )

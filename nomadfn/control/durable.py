@@ -14,13 +14,28 @@ from dataclasses import dataclass
 from nomadfn.core import records
 from nomadfn.ports import Journal, JournalError
 
-SEGMENT_BYTES = 4 * 1024 * 1024
 SEGMENT_RECORDS = 20_000
 SLICE_S = 0.005
 """How long the service does nothing else while a snapshot is taken, at a time."""
-COMPACT_FROM_BYTES = 64 * 1024 * 1024
 COMPACT_GROWTH = 3
 """The journal is compacted when it holds so many times what is still of use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How large the steps are that a journal likes."""
+
+    segment_bytes: int = 4 * 1024 * 1024
+    compact_from_bytes: int = 64 * 1024 * 1024
+    compact_from_segments: int | None = None
+    """So many segments are too many, however small they are."""
+    room_bytes: int | None = None
+    """A journal that may hold no more than this is compacted before it is full."""
+
+    def compact_at(self, size_bytes: int) -> int:
+        """The size at which a journal is compacted again that has `size_bytes` after a compaction."""
+        grown = max(self.compact_from_bytes, 2 * size_bytes)
+        return grown if self.room_bytes is None else min(grown, (size_bytes + self.room_bytes) // 2)
 
 
 @dataclass(slots=True)
@@ -42,9 +57,14 @@ class DurableWriter:
     """Owns the journal once the service runs. Callbacks are made on the writer's thread."""
 
     def __init__(
-        self, journal: Journal, on_durable: Callable[[int], None], on_failure: Callable[[JournalError], None]
+        self,
+        journal: Journal,
+        on_durable: Callable[[int], None],
+        on_failure: Callable[[JournalError], None],
+        pace: Pace = Pace(),
     ) -> None:
         self._journal = journal
+        self._pace = pace
         self._on_durable = on_durable
         self._on_failure = on_failure
         self._wake = threading.Condition()
@@ -53,8 +73,10 @@ class DurableWriter:
         self._closing = False
         self._snapshot_covers = 0
         """The last segment that the snapshot which is being taken stands for."""
-        self._compact_at = COMPACT_FROM_BYTES
+        self._compact_at = pace.compact_at(0)
         self._last_segment = 0
+        self._segments = 0
+        """Since the last compaction, or the start."""
         self.size_bytes = journal.size_bytes()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
@@ -66,12 +88,15 @@ class DurableWriter:
         self._put(_Batch(batch, number))
 
     def wants_snapshot(self, live_bytes: int) -> bool:
-        """Whether enough of the journal is of no more use, given what still is."""
-        return (
-            not self._compacting
-            and self.size_bytes >= self._compact_at
-            and self.size_bytes >= COMPACT_GROWTH * live_bytes
-        )
+        """Whether enough of the journal is of no more use, given what still is; or it is too long, or nearly full."""
+        if self._compacting:
+            return False
+        pace = self._pace
+        if pace.compact_from_segments is not None and self._segments >= pace.compact_from_segments:
+            return True
+        if self.size_bytes < self._compact_at:
+            return False
+        return pace.room_bytes is not None or self.size_bytes >= COMPACT_GROWTH * live_bytes
 
     async def compact(self, snapshot: Iterator[records.Record]) -> None:
         """Replace all that was written so far by `snapshot`.
@@ -88,7 +113,7 @@ class DurableWriter:
         for record in snapshot:
             part.append(record)
             size_bytes += records.size_of(record)
-            if _is_full(part, size_bytes):
+            if self._is_full(part, size_bytes):
                 bodies.append(records.encode_segment(part))
                 part, size_bytes = [], 0
             if time.monotonic() >= slice_ends:
@@ -134,7 +159,7 @@ class DurableWriter:
                 segment += one.records
                 size_bytes += sum(map(records.size_of, one.records))
                 number = one.number
-            if segment and (not isinstance(one, _Batch) or _is_full(segment, size_bytes)):
+            if segment and (not isinstance(one, _Batch) or self._is_full(segment, size_bytes)):
                 self._write(segment, number)
                 segment, size_bytes = [], 0
             if isinstance(one, _SnapshotBegins):
@@ -147,15 +172,16 @@ class DurableWriter:
 
     def _write(self, segment: list[records.Record], number: int) -> None:
         self._last_segment = self._journal.append(records.encode_segment(segment))
+        self._segments += 1
         self.size_bytes = self._journal.size_bytes()
         self._on_durable(number)
 
     def _replace(self, snapshot: _Snapshot) -> None:
         self._journal.compact(snapshot.bodies, self._snapshot_covers)
         self.size_bytes = self._journal.size_bytes()
-        self._compact_at = max(COMPACT_FROM_BYTES, 2 * self.size_bytes)
+        self._compact_at = self._pace.compact_at(self.size_bytes)
+        self._segments = 0
         self._compacting = False
 
-
-def _is_full(segment: list[records.Record], size_bytes: int) -> bool:
-    return size_bytes >= SEGMENT_BYTES or len(segment) >= SEGMENT_RECORDS
+    def _is_full(self, segment: list[records.Record], size_bytes: int) -> bool:
+        return size_bytes >= self._pace.segment_bytes or len(segment) >= SEGMENT_RECORDS

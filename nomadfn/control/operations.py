@@ -17,6 +17,7 @@ import msgspec
 from nomadfn_agent import wire
 from nomadfn_agent.wire import payload
 
+from nomadfn.control.history import History
 from nomadfn.control.tokens import Identity
 from nomadfn.core import calls, scaling
 from nomadfn.core.model import CONTAINER_STATES, App, Function
@@ -43,6 +44,9 @@ class Operations:
         self._service = service
         self._core = service.core
         self._state = service.core.state
+        self._history = History(service.registry)
+        self._own_writes = 0
+        """Overrides that are being written from here: what the registry shows meanwhile is older."""
         self._operations: dict[str, Operation] = {
             "status": self._status,
             "app.start": self._start_app,
@@ -50,6 +54,8 @@ class Operations:
             "app.detach": self._detach_app,
             "app.deploy": self._deploy,
             "app.watch": self._watch,
+            "app.history": self._list_versions,
+            "app.rollback": self._roll_back,
             "app.list": self._list_apps,
             "app.logs": self._app_logs,
             "function.lookup": self._lookup,
@@ -64,6 +70,15 @@ class Operations:
             "call.json": self._call_json,
             "call.spawn_json": self._spawn_json,
         }
+
+    def add(self, name: str, operation: Operation) -> None:
+        """An operation that only one of the worlds has."""
+        self._operations[name] = operation
+
+    @property
+    def kept_blobs(self) -> set[str]:
+        """Blobs that nothing runs with now and that a rollback would need."""
+        return self._history.blobs
 
     async def perform(self, operation: str, body: dict[str, Any], identity: Identity, session: str) -> Any:
         found = self._operations.get(operation)
@@ -90,7 +105,9 @@ class Operations:
 
     async def _deploy(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         identity.require_owner()
-        spec = msgspec.convert(body["spec"], wire.AppSpec)
+        return await self._put_in_force(msgspec.convert(body["spec"], wire.AppSpec))
+
+    async def _put_in_force(self, spec: wire.AppSpec, note: str = "") -> Any:
         app_id = self._state.deployed.get(spec.name) or f"ap-{secrets.token_hex(11)}"
         former = self._state.apps.get(app_id)
         version = former.version + 1 if former is not None else 1
@@ -98,9 +115,29 @@ class Operations:
         self._service.poke()
         app = self._state.apps[app_id]
         await self._remember(app, spec)
+        await self._blocking(self._history.record, version, spec, self._service.now(), note)
         for function in app.functions.values():
-            await self._blocking(self._service.registry.delete, f"overrides/{function.id}")
+            await self._write_override(self._service.registry.delete, override_key(app, function.spec.name))
         return {"app_id": app_id, "version": version, "functions": functions, "changed": changed}
+
+    async def _list_versions(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        identity.require_owner()
+        app = self.find_app(str(body["app"]))
+        versions = await self._blocking(self._history.list, app.name)
+        return {"app": app.name, "version": app.version, "versions": versions}
+
+    async def _roll_back(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        """Deploy an earlier version anew; without `version`, the one before the one in force."""
+        identity.require_owner()
+        app = self.find_app(str(body["app"]))
+        version = body.get("version")
+        if version is None:
+            versions = await self._blocking(self._history.list, app.name)
+            version = next((one["version"] for one in versions if one["version"] < app.version), None)
+            if version is None:
+                raise NotFoundError(f"{app.name} has no earlier version to go back to")
+        spec = await self._blocking(self._history.spec, app.name, int(version))
+        return await self._put_in_force(spec, f"version {version} again")
 
     async def _remember(self, app: App, spec: wire.AppSpec) -> None:
         """Put the app where a restart finds it."""
@@ -120,16 +157,48 @@ class Operations:
         for entry in self._service.registry.list("apps/").values():
             spec = msgspec.convert(entry["spec"], wire.AppSpec)
             self._core.restore_app(now, entry["id"], spec, entry["session"], entry["deployed"], entry["version"])
-        for key, settings in self._service.registry.list("overrides/").items():
-            function = self._state.functions.get(key.removeprefix("overrides/"))
-            if function is not None:
-                function.overrides = dict(settings)
+        self._history.load()
+        self.on_overrides(self._service.registry.list("overrides/"))
+
+    def on_overrides(self, entries: dict[str, Any]) -> None:
+        """What the registry says of autoscaler settings, whoever wrote it there: all of it."""
+        if self._own_writes:
+            return
+        for app in list(self._state.apps.values()):
+            for function in app.functions.values():
+                wanted = entries.get(override_key(app, function.spec.name)) or {}
+                if function.overrides != wanted:
+                    self._override(function, wanted)
+
+    def _override(self, function: Function, wanted: Any) -> None:
+        try:
+            if not isinstance(wanted, dict) or set(wanted) - set(SETTINGS):
+                raise InvalidError(f"overrides are an object with some of {', '.join(SETTINGS)}, not {wanted!r}")
+            check_settings(function.spec.name, {**msgspec.structs.asdict(function.spec.autoscaler), **wanted})
+        except InvalidError as error:
+            self._service.log(f"settings in the registry are not taken: {error}")
+            return
+        function.overrides = {}
+        self._core.override(function.id, dict(wanted))
+        self._service.poke()
+
+    async def _write_override(self, write: Callable[..., None], key: str, *value: Any) -> None:
+        self._own_writes += 1
+        try:
+            await self._blocking(write, key, *value)
+        finally:
+            self._own_writes -= 1
 
     def forget_app(self, app_id: str) -> None:
         """A stopped app is not brought back. Blocks."""
-        self._service.registry.delete(f"apps/{app_id}")
-        for key in self._service.registry.list(f"overrides/{app_id}/"):
-            self._service.registry.delete(key)
+        registry = self._service.registry
+        entry = registry.get(f"apps/{app_id}") or {}
+        registry.delete(f"apps/{app_id}")
+        name = entry["spec"]["name"] if entry.get("deployed") else app_id
+        for key in registry.list(f"overrides/{name}/"):
+            registry.delete(key)
+        if entry.get("deployed"):
+            self._history.forget(name)
 
     async def _blocking(self, call: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.to_thread(call, *args)
@@ -252,7 +321,8 @@ class Operations:
         settings = self._core.override(function.id, changes)
         self._service.poke()
         if not self._service.address.private:
-            await self._blocking(self._service.registry.put, f"overrides/{function.id}", function.overrides)
+            key = override_key(self._state.apps[function.app], function.spec.name)
+            await self._write_override(self._service.registry.put, key, function.overrides)
         return msgspec.to_builtins(settings)
 
     async def _list_functions(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
@@ -428,6 +498,11 @@ class Operations:
             "data_dir": address.data_dir,
             "http_url": address.http_url,
         }
+
+
+def override_key(app: App, function: str) -> str:
+    """Where settings that were changed since the deploy stand in the registry: under names that people know."""
+    return f"overrides/{app.name if app.deployed else app.id}/{function}"
 
 
 def check_settings(function: str, settings: dict[str, Any]) -> None:

@@ -19,9 +19,10 @@ from typing import Any
 from nomadfn_agent import wire
 
 from nomadfn import ports
+from nomadfn.control.agents import Agents
 from nomadfn.control.connections import Connection
 from nomadfn.control.containers import Containers
-from nomadfn.control.durable import DurableWriter
+from nomadfn.control.durable import DurableWriter, Pace
 from nomadfn.control.logs import LogBook
 from nomadfn.control.operations import Operations, encode_json_payload
 from nomadfn.control.tokens import Identity, Tokens
@@ -30,9 +31,12 @@ from nomadfn.core import calls, effects
 from nomadfn.core.core import Core
 from nomadfn.core.model import NO_DEADLINE, Function
 from nomadfn.core.state import blob_name
-from nomadfn.exception import Error, InvalidError, ResourceExhaustedError
+from nomadfn.exception import Error, InvalidError, NotFoundError, ResourceExhaustedError
 
 TICK_RETRY_S = 0.25
+RECOVER_S = 5.0
+"""How long a new leader waits for the containers that the one before has left, before it hands out inputs."""
+RECOVER_POLL_S = 0.02
 BLOB_SWEEP_S = 3600.0
 LOCAL_SESSION = "se-http"
 """The session of calls that come over HTTP; it is always there."""
@@ -65,6 +69,7 @@ class Service:
         address: Address,
         journal: ports.Journal,
         on_fatal: Callable[[Exception], None],
+        pace: Pace = Pace(),
     ) -> None:
         self.core = core
         self.cluster = cluster
@@ -76,6 +81,7 @@ class Service:
         self.operations = Operations(self)
         self.sessions: dict[str, Connection] = {}
         self.containers = Containers(self)
+        self.agents = Agents(self)
         self.watchers = Watchers(self)
         self.visible_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self.gone_waiters: dict[str, list[asyncio.Future[None]]] = {}
@@ -87,11 +93,13 @@ class Service:
         self._journal_waiters: list[asyncio.Future[None]] = []
         self._scheduled = False
         self._ticker: asyncio.TimerHandle | None = None
+        self._ending = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.writer = DurableWriter(
             journal,
             lambda number: self._threadsafe(self._on_durable, number),
             lambda error: self._threadsafe(on_fatal, error),
+            pace,
         )
         core.open_session(LOCAL_SESSION)
 
@@ -105,13 +113,26 @@ class Service:
         self._tick()
         self._keep(self._sweep_blobs())
 
+    def recover(self, expected: Callable[[], int]) -> None:
+        """Before `start`: hold everything back until `expected` containers of an earlier leader are here again."""
+        self.core.hold_back(True)
+        self._keep(self._recover(expected))
+
+    async def _recover(self, expected: Callable[[], int]) -> None:
+        deadline = time.monotonic() + RECOVER_S
+        while (expected() or self.containers.awaited) and time.monotonic() < deadline:
+            await asyncio.sleep(RECOVER_POLL_S)
+        self.core.hold_back(False)
+        self.poke()
+
     async def _sweep_blobs(self) -> None:
         """Now and then: delete what nobody refers to any more, as left behind by clients that were killed."""
         while True:
             await asyncio.sleep(BLOB_SWEEP_S)
             try:
                 old = await asyncio.to_thread(self._old_blobs)
-                for name in old - self.core.live_blobs() if old else ():
+                live = self.core.live_blobs() | self.operations.kept_blobs if old else set()
+                for name in old - live:
                     await asyncio.to_thread(self.blobs.delete, name)
             except (Error, OSError) as error:
                 self.log(f"blobs were not swept: {error}")
@@ -119,13 +140,29 @@ class Service:
     def _old_blobs(self) -> set[str]:
         return {name for name, age_s in self.blobs.names() if age_s > BLOB_SWEEP_S}
 
-    async def close(self, why: str) -> None:
-        """End every container, write what is there, close. Clients are told `why`."""
+    async def leave(self, release: Callable[[], None]) -> None:
+        """Write what is there, `release` the lease, and let everybody go, the containers running."""
+        self._end_tasks()
+        await asyncio.to_thread(self.writer.close)
+        await asyncio.to_thread(release)
+        for connection in list(self.sessions.values()):
+            connection.close("another control service leads")
+        self.containers.leave("another control service leads")
+        self.agents.close("another control service leads")
+
+    def _end_tasks(self) -> None:
         if self._ticker is not None:
             self._ticker.cancel()
+            self._ticker = None
+        self._ending = True
         for task in list(self._tasks):
             task.cancel()
+
+    async def close(self, why: str) -> None:
+        """End every container, write what is there, close. Clients are told `why`."""
+        self._end_tasks()
         await self.cluster.close()
+        self.agents.close("the control service ends")
         for connection in list(self.sessions.values()):
             connection.close(why)
         await asyncio.to_thread(self.writer.close)
@@ -175,7 +212,8 @@ class Service:
             self.log(traceback.format_exc())
             self.on_fatal(error)
         self._settle()
-        self._ticker = self.loop.call_later(delay_s, self._tick)
+        if not self._ending:
+            self._ticker = self.loop.call_later(delay_s, self._tick)
 
     def _on_durable(self, number: int) -> None:
         self.core.durable(self.now(), number)
@@ -379,6 +417,8 @@ class Service:
     def on_disconnect(self, connection: Connection) -> None:
         if connection.role == "runner":
             self.containers.on_disconnect(connection)
+        elif connection.role == "agent":
+            self.agents.on_disconnect(connection)
         elif self.sessions.get(connection.id) is connection:
             del self.sessions[connection.id]
             self.watchers.drop_session(connection.id)
@@ -398,6 +438,7 @@ class Service:
 
     def _app_gone(self, app: str) -> None:
         self.watchers.drop_app(app)
+        self.containers.forget_app(app)
         for waiter in self.gone_waiters.pop(app, ()):
             _resolve(waiter)
         self.logs.end(app)
@@ -423,6 +464,20 @@ class Service:
     async def perform(self, operation: str, body: dict[str, Any], identity: Identity) -> Any:
         """One operation for somebody who is not on a websocket."""
         return await self.operations.perform(operation, body, identity, "")
+
+    def leader(self) -> dict[str, Any]:
+        """Where agents and clients find the control service that leads: this one."""
+        address = self.address
+        return {"http_url": address.http_url, "data_url": address.data_url, "epoch": self.core.state.epoch}
+
+    async def read_code(self, name: str, identity: Identity) -> bytes:
+        """A blob, for a container only of its own app's code. Raises `NotFoundError`."""
+        app = self.core.state.apps.get(identity.app)
+        code = () if app is None else (app.code.digest, *(one.spec.serialized_ref for one in app.functions.values()))
+        if name and (not identity.container or name in code):
+            with contextlib.suppress(KeyError):
+                return await asyncio.to_thread(self.blobs.get, name)
+        raise NotFoundError(f"there is no code {name[:64]!r} in this container's app; deploy the app again")
 
     async def follow_logs(self, app: str, tail: int) -> AsyncGenerator[dict[str, Any]]:
         id = self.operations.find_app(app).id

@@ -5,6 +5,9 @@ environment and `--capacity 4` as a flag; `limits.pending_inputs` stands under `
 `NOMADFN_LIMITS_PENDING_INPUTS` in the environment. A wrong value is refused with its source and what is accepted.
 The token is never in the file nor a flag: `NOMADFN_TOKEN`, or the file `token` in the data folder. The data folder
 itself is not in the file either, because programs look for the service there without reading the file.
+
+A cluster's profile has the same settings in tables of its own, `[profiles.NAME.control]` and `.limits`, and beside
+them `[profiles.NAME.job]`, for the Nomad jobs of its functions.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ import ipaddress
 import math
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -22,8 +24,8 @@ from typing import Any
 
 from nomadfn.core.limits import Limits
 from nomadfn.exception import InvalidError
+from nomadfn.profiles import Profile, read_config
 
-CONFIG_NAME = "nomadfn.toml"
 TOKEN_FILE = "token"
 TOKEN_PATTERN = re.compile(r"nf_[A-Za-z0-9_-]{16,}")
 
@@ -48,6 +50,8 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     token: str = field(default="", repr=False)
     """From NOMADFN_TOKEN; empty: the one in the data folder, made when there is none."""
+    job: Mapping[str, Any] = field(default_factory=dict)
+    """What a profile says of its functions' jobs; see `adapters.jobspec.JobSettings`. Empty on one machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ def load_settings(
     flags: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] = os.environ,
     folder: Path | None = None,
+    profile: Profile = Profile(),
 ) -> Settings:
     """The settings in force. `flags` maps names to values, None for a flag that was not given.
 
@@ -76,11 +81,13 @@ def load_settings(
     Raises `InvalidError` for a wrong value, an unknown name in the file, or a file that cannot be read.
     """
     values: dict[str, Any] = {}
-    for given in (*_from_file(environ, folder or Path.cwd()), *_from_environ(environ), *_from_flags(flags or {})):
+    filed = _from_file(environ, folder) if profile.is_local else _from_profile(profile)
+    for given in (*filed, *_from_environ(environ), *_from_flags(flags or {})):
         values[given.name] = _parsed(given)
+    job = {name.removeprefix("job."): values.pop(name) for name in list(values) if name.startswith("job.")}
     limits = {name.removeprefix("limits."): values.pop(name) for name in list(values) if name.startswith("limits.")}
     values.setdefault("data_dir", default_data_dir())
-    settings = Settings(**values, limits=Limits(**limits), token=_token(environ))
+    settings = Settings(**values, limits=Limits(**limits), token=_token(environ), job=job)
     _check_together(settings)
     return settings
 
@@ -148,6 +155,27 @@ def _parse_folder(value: Any) -> Path:
     return Path(value).expanduser().absolute()
 
 
+def _parse_text(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError
+    return value
+
+
+def _parse_texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError
+    return tuple(_parse_text(one) for one in value)
+
+
+def _parse_constraints(value: Any) -> tuple[tuple[str, ...], ...]:
+    rules = tuple(_parse_texts(one) for one in value)
+    if any(len(one) != 3 for one in rules):
+        raise ValueError
+    return rules
+
+
+_TEXT = _Kind("a text", _parse_text)
+_TEXTS = _Kind("a list of texts", _parse_texts)
 _COUNT = _whole(1, 1_000_000_000)
 _PORT = _whole(0, 65_535)
 _KINDS: dict[str, _Kind] = {
@@ -168,8 +196,28 @@ _KINDS: dict[str, _Kind] = {
     "limits.web_requests_per_s": _number(0.001, 1e9),
     "limits.web_burst_s": _number(0.001, 3600.0),
     "limits.retention_s": _number(1.0, 3650 * 86_400.0),
+    "job.region": _TEXT,
+    "job.namespace": _TEXT,
+    "job.datacenters": _TEXTS,
+    "job.node_pool": _TEXT,
+    "job.constraints": _Kind("a list of [attribute, operator, value]", _parse_constraints),
+    "job.priority": _whole(1, 100),
+    "job.ceiling": _whole(1, 1_000_000),
+    "job.driver": _TEXT,
+    "job.image": _TEXT,
+    "job.network_mode": _TEXT,
+    "job.python": _TEXT,
+    "job.agent_args": _TEXTS,
+    "job.agent_url": _TEXT,
+    "job.cpu_cores": _number(0.001, 4096.0),
+    "job.memory_mib": _whole(10, 1 << 30),
+    "job.core_mhz": _whole(1, 1_000_000),
+    "job.gpu_device": _TEXT,
+    "job.kill_timeout_s": _whole(1, 86_400),
+    "job.workload_identity": _Kind("true or false", _parse_flag),
 }
-assert {name.partition(".")[2] for name in _KINDS if "." in name} == {one.name for one in fields(Limits)}
+_LIMITS = {name.partition(".")[2] for name in _KINDS if name.startswith("limits.")}
+assert {one.name for one in fields(Limits)} == _LIMITS
 
 
 def _parsed(given: _Given) -> Any:
@@ -182,48 +230,48 @@ def _parsed(given: _Given) -> Any:
         ) from None
 
 
-def _from_file(environ: Mapping[str, str], folder: Path) -> Iterator[_Given]:
-    named = environ.get("NOMADFN_CONFIG")
-    path = Path(named).expanduser() if named else folder / CONFIG_NAME
-    try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        if named:
-            raise InvalidError(f"there is no file {path}, which NOMADFN_CONFIG names") from None
-        return
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidError(f"{path} cannot be read: {error}") from None
-    try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidError(f"{path} is not valid TOML: {error}") from None
+def _from_file(environ: Mapping[str, str], folder: Path | None) -> Iterator[_Given]:
+    path, content = read_config(environ, folder)
     for section in ("control", "limits"):
         table = content.get(section, {})
         if not isinstance(table, dict):
             raise InvalidError(f"{path}: {section} must be a table, [{section}]")
-        for key, value in table.items():
-            name = f"limits.{key}" if section == "limits" else key
-            _refuse_unknown(name, path)
-            yield _Given(name, value, str(path))
+        yield from _from_table(section, table, str(path))
 
 
-def _refuse_unknown(name: str, path: Path) -> None:
+def _from_profile(profile: Profile) -> Iterator[_Given]:
+    for section, table in profile.tables.items():
+        yield from _from_table(section, table, f"{profile.source}, profile {profile.name}")
+
+
+def _from_table(section: str, table: Mapping[str, Any], source: str) -> Iterator[_Given]:
+    for key, value in table.items():
+        name = key if section == "control" else f"{section}.{key}"
+        _refuse_unknown(name, source)
+        yield _Given(name, value, source)
+
+
+def _refuse_unknown(name: str, path: str) -> None:
     if name == "token":
         raise InvalidError(f"{path}: a token does not belong in this file; put it into NOMADFN_TOKEN")
     if name == "data_dir":
         raise InvalidError(f"{path}: the data folder is not set in this file; put it into NOMADFN_DATA_DIR")
     if name not in _KINDS:
         close = difflib.get_close_matches(name, _KINDS, n=1)
-        hint = (
-            f"did you mean {close[0]}?"
-            if close
-            else f"there are {', '.join(one for one in _KINDS if one != 'data_dir')}"
-        )
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_named_like(name))}"
         raise InvalidError(f"{path}: there is no setting {name}; {hint}")
+
+
+def _named_like(name: str) -> Iterator[str]:
+    """The settings of the same table."""
+    section = name.rpartition(".")[0]
+    return (one for one in _KINDS if one != "data_dir" and one.rpartition(".")[0] == section)
 
 
 def _from_environ(environ: Mapping[str, str]) -> Iterator[_Given]:
     for name in _KINDS:
+        if name.startswith("job."):
+            continue
         variable = f"NOMADFN_{name.replace('.', '_').upper()}"
         if environ.get(variable):
             yield _Given(name, environ[variable], f"the environment variable {variable}")

@@ -5,6 +5,7 @@ Tokens are 256 random bits behind `nf_`. Only their sha256 is kept here, and it 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import os
@@ -35,19 +36,24 @@ class Identity:
 
 
 class Tokens:
-    """The tokens that are good now."""
+    """The tokens that are good now. `derived` are the same at every control service with the same owner's token."""
 
-    def __init__(self, owner: str) -> None:
+    def __init__(self, owner: str, *, derived: bool = False) -> None:
         self._owner = _digest(owner)
+        self._key = owner.encode() if derived else b""
         self._containers: dict[bytes, Identity] = {}
         self._by_container: dict[str, bytes] = {}
 
     def issue(self, container: str, app: str) -> str:
-        token = make_token()
+        token = self._derive(container, app) if self._key else make_token()
         digest = _digest(token)
         self._containers[digest] = Identity(container, app)
         self._by_container[container] = digest
         return token
+
+    def _derive(self, container: str, app: str) -> str:
+        mac = hmac.new(self._key, f"container {container} of {app}".encode(), hashlib.sha256)
+        return "nf_" + base64.urlsafe_b64encode(mac.digest()).decode().rstrip("=")
 
     def revoke(self, container: str) -> None:
         digest = self._by_container.pop(container, None)

@@ -8,7 +8,7 @@ import msgspec
 from nomadfn_agent import wire
 
 from ..exception import NotFoundError, OutputExpiredError
-from . import limits, pool, records
+from . import limits, pool, records, takeover
 from .effects import Accept, DropBlob, Interrupt, Reject, SendResults, Visible
 from .model import COMMIT, COMMITTING, DONE, NO_DEADLINE, RUNNING, Batch, Call, Function, Input, Session
 from .state import INPUT_BYTES, Commit, State, drop_blob, failure, finish, note_waiting, release_call
@@ -64,7 +64,7 @@ def _submit_attached(
             call = Call(sub.call, sub.kind, function, session.id, sub.priority, now)
             state.calls[sub.call] = call
             session.calls[sub.call] = call
-        _enqueue(state, function, call, sub, unknown[:count])
+        _enqueue(state, now, function, call, sub, unknown[:count])
     if admission.excess is not None:
         for first, length in _runs(unknown[count:]):
             _reject_over(state, session, sub, first, length, admission.excess)
@@ -177,7 +177,9 @@ def _codecs(sub: Submission, positions: Sequence[int]) -> list[int]:
     return [sub.codec | wire.REF if i in references else sub.codec for i in positions]
 
 
-def _enqueue(state: State, function: Function, call: Call, sub: Submission, positions: Sequence[int]) -> None:
+def _enqueue(
+    state: State, now: float, function: Function, call: Call, sub: Submission, positions: Sequence[int]
+) -> None:
     payloads, first, deadline = sub.payloads, sub.first, sub.deadline
     codecs = _codecs(sub, positions)
     inputs = [Input(call, first + i, payloads[i], codec, deadline) for i, codec in zip(positions, codecs, strict=True)]
@@ -189,6 +191,8 @@ def _enqueue(state: State, function: Function, call: Call, sub: Submission, posi
     session = state.sessions[call.caller]
     if session.parent and (parent := state.containers.get(session.parent)) is not None:
         note_waiting(state, parent, len(inputs))
+    if state.claims or state.early:
+        takeover.settle_claims(state, now, inputs)
     state.touch(function)
 
 

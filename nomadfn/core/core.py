@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from nomadfn_agent import wire
 
 from ..exception import InvalidError, NotFoundError
-from . import apps, calls, pool, records, scaling
+from . import apps, calls, pool, records, scaling, takeover
 from .effects import Effect
 from .limits import Limits
 from .model import COMMITTING, DELAYED, STOPPING, WAKE, App, Container, Function, Session
@@ -31,9 +31,17 @@ class Core:
     """One shard's queues, pools and policies. Deterministic: the same events give the same effects."""
 
     def __init__(
-        self, limits: Limits | None = None, *, epoch: int = 0, capacity: int | None = None, capacity_reason: str = ""
+        self,
+        limits: Limits | None = None,
+        *,
+        epoch: int = 0,
+        capacity: int | None = None,
+        capacity_reason: str = "",
+        first_delivery: int = 1,
     ) -> None:
+        """`first_delivery` is beyond what any earlier leader has given whose containers may still run."""
         self.state = State(limits or Limits(), epoch=epoch, capacity=capacity, capacity_reason=capacity_reason)
+        self.state.first_delivery = self.state.next_delivery = first_delivery
         self._next_sweep = 0.0
 
     # Sessions
@@ -143,9 +151,47 @@ class Core:
         if container is not None:
             pool.start_failed(self.state, now, container, text)
 
+    def container_leaving(self, now: float, id: str, what: str) -> None:
+        """The cluster is about to end the container: it gets nothing more, and ends when its inputs are done."""
+        container = self.state.containers.get(id)
+        if container is not None and container.state != STOPPING:
+            pool.stop(self.state, container, what)
+            self.state.touch(container.function)
+
+    def container_found(self, now: float, id: str, app: str, function: str, index: int) -> Container | None:
+        """A container that an earlier leader has left. None where nothing here needs it any more."""
+        found = self.state.apps.get(self.state.deployed.get(app, app))
+        needed = found.functions.get(function) if found is not None and not found.stopping else None
+        if needed is None or id in self.state.containers:
+            return None
+        return takeover.adopt(self.state, now, needed, id, index)
+
+    def container_attached(
+        self, now: float, id: str, slots: int, deliveries: list[int], held_calls: list[str], indexes: list[int]
+    ) -> None:
+        """The runner of a found container is here, with what it holds."""
+        if (container := self.state.containers.get(id)) is not None:
+            takeover.attach(self.state, now, container, slots, deliveries, held_calls, indexes)
+
+    def hold_back(self, recovering: bool) -> None:
+        """While an earlier leader's containers are expected back, nothing is handed out, and nothing scaled."""
+        self.state.recovering = recovering
+        for function in self.state.functions.values():
+            self.state.touch(function)
+
+    def placement_blocked(self, function_id: str, why: str) -> None:
+        """The cluster has no place for containers of a function; `why` in words, empty once it has."""
+        function = self.state.functions.get(function_id)
+        if function is not None:
+            function.unplaced = why
+            function.blocked = why or function.blocked
+            function.next_decision = 0.0
+            self.state.touch(function)
+
     def container_lost(self, now: float, id: str, what: str, tail: str = "") -> None:
         container = self.state.containers.get(id)
         if container is not None:
+            takeover.drop_claims(self.state, container)
             pool.lost(self.state, now, container, what, tail)
             app = self.state.apps.get(container.app)
             if app is None or app.stopping:
@@ -176,7 +222,7 @@ class Core:
     def settle(self, now: float) -> list[Effect]:
         """Dispatch and scale what changed; returns everything that is to be done now, in order."""
         state = self.state
-        if state.dirty:
+        if state.dirty and not state.recovering:
             for function in list(state.dirty.values()):
                 pool.dispatch(state, now, function)
             scaling.scale(state, now)
@@ -204,6 +250,7 @@ class Core:
             apps.end_away_sessions(state, now)
             apps.sweep(state, now)
             calls.expire(state, now)
+            takeover.forget_early(state, now)
         return TICK_BUSY_S if busy else TICK_IDLE_S
 
     def _wake_delayed(self, now: float, function: Function) -> None:

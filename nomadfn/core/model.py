@@ -177,6 +177,7 @@ class Container:
     """One container of a function's pool."""
 
     __slots__ = (
+        "adopted",
         "alone",
         "app",
         "function",
@@ -205,6 +206,8 @@ class Container:
         self.slots = 1
         self.held: dict[int, Input] = {}
         """Delivery number → input, in the order in which the runner takes them."""
+        self.adopted = False
+        """An earlier leader has started it, and its runner is not here yet."""
         self.alone = False
         """It runs one suspect input and gets nothing beside it."""
         self.started = now
@@ -249,6 +252,7 @@ class Function:
         "roomy_heap",
         "running",
         "spec",
+        "unplaced",
         "wanted",
     )
 
@@ -270,6 +274,8 @@ class Function:
         self.wanted = 0
         self.blocked = ""
         """What keeps it from having the containers it wants, in words."""
+        self.unplaced = ""
+        """Why the cluster has no place for its containers, in words; empty where it has."""
         self.decisions: deque[tuple[float, int, str]] = deque(maxlen=20)
         self.next_decision = 0.0
         self.last_decision = 0.0

@@ -30,7 +30,7 @@ from .model import (
     Function,
     Input,
 )
-from .state import STATUS_MASK, State, drop_blob, failure, finish, is_live
+from .state import STATUS_MASK, State, drop_blob, failure, finish, forget_claim, is_claim, is_live
 
 AHEAD_S = 0.005
 AHEAD_MAX = 256
@@ -204,7 +204,9 @@ def take_outputs(
     for delivery, status, payload in zip(deliveries, statuses, payloads, strict=True):
         one = held.pop(delivery, None)
         if one is None or one.state != RUNNING or one.delivery != delivery:
-            drop_blob(state, status, payload)
+            # What an earlier leader has seen may be the result that it has kept: the sweep of blobs decides.
+            if delivery >= state.first_delivery:
+                drop_blob(state, status, payload)
             continue
         if status & STATUS_MASK == wire.EXCEPTION and retries.may_retry(policy, one.retries + 1):
             drop_blob(state, status, payload)
@@ -216,6 +218,9 @@ def take_outputs(
 
 
 def _retry(state: State, now: float, function: Function, one: Input) -> None:
+    if is_claim(one):
+        forget_claim(state, one)
+        return
     one.retries += 1
     durable = one.call.durable
     function.running[durable] -= 1
@@ -234,6 +239,9 @@ def give_back(state: State, now: float, container: Container, deliveries: list[i
 def _requeue(state: State, function: Function, inputs: list[Input]) -> None:
     for one in reversed(inputs):
         if one.state != RUNNING:
+            continue
+        if is_claim(one):
+            forget_claim(state, one)
             continue
         durable = one.call.durable
         one.move(REQUEUE)
@@ -272,6 +280,7 @@ def ready(state: State, now: float, container: Container, slots: int) -> None:
     if container.state != STARTING:
         return
     container.state = READY
+    container.adopted = False
     container.slots = slots
     container.progress = container.idle_since = now
     function = container.function
@@ -306,7 +315,9 @@ def lost(state: State, now: float, container: Container, what: str, tail: str) -
     del function.containers[container.id]
     inputs = [one for one in container.held.values() if one.state == RUNNING]
     container.held.clear()
-    if was_starting:
+    if container.adopted:
+        pass  # It has not failed here.
+    elif was_starting:
         _start_failed(state, now, function, f"the container ended before it was ready: {what}{_quote(tail)}")
     elif inputs and not wanted_end:
         _count_loss(state, now, function, container, inputs, what, tail)
@@ -381,6 +392,8 @@ def watch(state: State, now: float, container: Container) -> float:
     function = container.function
     if container.state == STARTING:
         limit_s = function.spec.startup_timeout_s
+        if function.unplaced and not container.pid:
+            container.started = now  # It waits for a place, and has not begun to start.
         if now - container.started >= limit_s:
             _give_up_start(state, now, container, limit_s)
         return container.started + limit_s

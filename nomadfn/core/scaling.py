@@ -130,7 +130,7 @@ def apply(state: State, now: float, function: Function, plan: autoscaler.Scale, 
     """Carry out one plan and remember it when it changed something."""
     changed = plan.count != function.wanted or plan.direction != "same"
     function.wanted = plan.count
-    function.blocked = limited_by
+    function.blocked = limited_by or function.unplaced
     if plan.start and now < function.retry_start_at:
         function.blocked = f"the last starts failed; the next one is in {function.retry_start_at - now:.0f} s"
     elif plan.start:

@@ -42,6 +42,23 @@ class Commit:
     indexes: list[int]
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An input that a container says it runs and whose client has not come back; see `takeover`."""
+
+    container: Container
+    input: Input
+
+
+@dataclass(frozen=True, slots=True)
+class Early:
+    """What a claim gave before its client came back."""
+
+    status: int
+    payload: bytes
+    at: float
+
+
 @dataclass(slots=True)
 class State:
     limits: Limits
@@ -72,10 +89,17 @@ class State:
     expiring: deque[tuple[float, str]] = field(default_factory=deque)
     """When durable calls were finished, oldest first."""
     away: dict[str, Session] = field(default_factory=dict)
+    first_delivery: int = 1
+    """Smaller ones were given by earlier leaders."""
     next_delivery: int = 1
     next_container: int = 1
     capacity: int | None = None
     capacity_reason: str = ""
+    recovering: bool = False
+    """Containers of an earlier leader are expected back: nothing is handed out, nothing scaled."""
+    claims: dict[tuple[str, int], Claim] = field(default_factory=dict)
+    """By call and index."""
+    early: dict[tuple[str, int], Early] = field(default_factory=dict)
 
     def touch(self, function: Function) -> None:
         if self.functions.get(function.id) is function:
@@ -147,11 +171,25 @@ def finish(state: State, now: float, one: Input, status: int, payload: bytes) ->
     session = state.sessions.get(call.caller)
     if session is not None and session.parent and (parent := state.containers.get(session.parent)) is not None:
         note_waiting(state, parent, -1)
+    if is_claim(one):
+        state.claims.pop((call.id, one.index), None)
+        state.early[call.id, one.index] = Early(status, payload, now)
+        return
     if session is None:
         call.drop(one.index)
         drop_blob(state, status, payload)
         return
     _queue_result(state, session, call, one)
+
+
+def is_claim(one: Input) -> bool:
+    return one.call.kind < 0
+
+
+def forget_claim(state: State, one: Input) -> None:
+    """It cannot be run again here, without a payload: its client sends it anew."""
+    one.call.function.running[0] -= 1
+    state.claims.pop((one.call.id, one.index), None)
 
 
 def note_waiting(state: State, container: Container, change: int) -> None:
@@ -211,6 +249,8 @@ def check_invariants(state: State) -> None:
 
 def _check_counts(state: State) -> None:
     counts: dict[str, list[int]] = {name: [0, 0, 0, 0] for name in state.functions}
+    for claim in state.claims.values():
+        counts[claim.container.function.id][2] += 1
     for call in state.calls.values():
         counted = counts.get(call.function.id)
         if counted is None:

@@ -1,34 +1,11 @@
-"""GPU names: what `gpu=` accepts, and the table of the models that are known."""
+"""GPU names: what `gpu=` accepts."""
 
 from __future__ import annotations
 
+from nomadfn.core import gpus
 from nomadfn.exception import InvalidError
 
-KNOWN = (
-    "any",
-    "T4",
-    "L4",
-    "A10",
-    "A10G",
-    "A40",
-    "A100",
-    "A100-40GB",
-    "A100-80GB",
-    "L40",
-    "L40S",
-    "V100",
-    "P100",
-    "RTX-A6000",
-    "RTX-3090",
-    "RTX-4090",
-    "RTX-5090",
-    "RTX-PRO-6000",
-    "H100",
-    "H200",
-    "GH200",
-    "B200",
-    "B300",
-)
+KNOWN = (gpus.ANY, *gpus.MODELS)
 MAX_COUNT = 64
 _BY_UPPER = {name.upper(): name for name in KNOWN}
 

@@ -1,4 +1,5 @@
-"""Finding the control service: the container's own, the one that `nomadfn up` keeps, or a private one.
+"""Finding the control service: the container's own, a cluster's leader, the one that `nomadfn up` keeps, or a private
+one. Which of them, the profile says.
 
 A private control service belongs to this process. It lives in a temporary folder, ends when this process
 does, however that happens (it reads a pipe whose other end only this process holds), and nothing of it stays.
@@ -15,12 +16,17 @@ import sys
 import tempfile
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from nomadfn import exception
+from nomadfn.profiles import Profile, load_profile
+
+if TYPE_CHECKING:
+    from .leader import Leader
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -41,6 +47,8 @@ class ServiceHandle:
     target: str
     """The service in words, for the first line that a command prints."""
     process: subprocess.Popen[bytes] | None = None
+    locate: Callable[[], Leader | None] | None = field(default=None, repr=False)
+    """Where the leader of a cluster is now."""
     _finalizer: Any = field(default=None, repr=False)
 
     def close(self) -> None:
@@ -50,6 +58,11 @@ class ServiceHandle:
 
     def refresh(self) -> bool:
         """Read anew where the service listens, after it may have been restarted. False when none is there now."""
+        if self.locate is not None:
+            leader = self.locate()
+            if leader is not None:
+                self.data_url, self.http_url = leader.data_url, leader.http_url
+            return leader is not None
         if self.private or self.data_dir is None:
             return self.obituary() is None
         found = find_running(self.data_dir)
@@ -85,8 +98,12 @@ def in_container() -> bool:
 
 
 def attach() -> ServiceHandle | None:
-    """The container's own service, else the one that `up` keeps, else None."""
+    """The container's own service, else the profile's: a cluster's leader, or the one that `up` keeps, else None.
+
+    Raises ServiceError where a cluster has no leader now.
+    """
     if in_container():
+        urls = os.environ.get("NOMADFN_CONTROL_URLS", "").split()
         return ServiceHandle(
             data_url=os.environ["NOMADFN_DATA_URL"],
             http_url=os.environ.get("NOMADFN_HTTP_URL", ""),
@@ -94,8 +111,42 @@ def attach() -> ServiceHandle | None:
             private=False,
             data_dir=None,
             target="the control service of this container",
+            locate=(lambda: _leader().ask(urls)) if urls else None,
         )
-    return find_running(data_folder())
+    return find_staying()
+
+
+def find_staying() -> ServiceHandle | None:
+    """The profile's control service: a cluster's leader, or the one that `up` keeps on this machine, if it runs.
+
+    Raises ServiceError where a cluster has no leader now.
+    """
+    profile = load_profile()
+    return find_running(data_folder()) if profile.is_local else find_in_cluster(profile)
+
+
+def find_in_cluster(profile: Profile) -> ServiceHandle:
+    """The control service that leads a cluster. Raises ServiceError where none does, AuthError without a token."""
+    token = os.environ.get("NOMADFN_TOKEN", "")
+    if not token:
+        raise exception.AuthError(f"{profile} asks for a token; set NOMADFN_TOKEN to the one of its owner")
+    leader = _leader().find_leader(profile)
+    if leader is None:
+        raise exception.ServiceError(
+            f"no control service leads {profile} now; `nomadfn up --profile {profile.name}` starts it, and "
+            f"`nomadfn doctor --profile {profile.name}` says what is missing"
+        )
+    target = f"{profile}, led from {leader.http_url}"
+    return ServiceHandle(
+        leader.data_url, leader.http_url, token, False, None, target, locate=lambda: _leader().find_leader(profile)
+    )
+
+
+def _leader() -> Any:
+    """Imported when it is needed: most programs run on one machine."""
+    from . import leader
+
+    return leader
 
 
 def attach_or_start() -> ServiceHandle:

@@ -85,6 +85,9 @@ class JournalMachine(RuleBasedStateMachine):
 
 
 class JournalContract:
+    histories = 40
+    """How many the model is compared over; fewer where each step goes over a network."""
+
     def test_a_new_journal_is_empty(self, world: JournalWorld) -> None:
         journal = world.open()
         assert list(journal.replay()) == []
@@ -151,7 +154,7 @@ class JournalContract:
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=40,
+                max_examples=self.histories,
                 stateful_step_count=15,
                 deadline=None,
                 database=None,

@@ -10,10 +10,10 @@ Who sends what:
 
     SDK         → control   Hello  Submit  Ack  Request
     control     → SDK       Welcome  Accepted  Rejected  Results  Reply  Log  Stats
-    runner      → control   Hello  Ready  StartFailed  Outputs  Returned
+    runner      → control   Hello  Ready  StartFailed  Outputs  Returned  Attach
     control     → runner    Bind  Deliver  Recall  Interrupt  Drain
-    control     → supervisor   Start  Stop
-    supervisor  → control      Started  Ended  Log
+    control     → supervisor   Start  Stop  (on a cluster: Joined)
+    supervisor  → control      Started  Ended  Log  (on a cluster: Join  Leaving)
 
 An input is named by its call and its index in it; the client makes call ids, so sending the same
 `Submit` twice is harmless. One run of one input is a *delivery*, a number that the control service
@@ -126,7 +126,7 @@ class _Frame(msgspec.Struct, array_like=True, gc=False):
 
 
 class Hello(_Frame, tag=1):
-    """First frame of every websocket. `seen` is the number of the last result that the session has."""
+    """First frame of every websocket but an agent's. `seen` is the number of the last result that the session has."""
 
     version: int
     role: str
@@ -315,6 +315,20 @@ class Drain(_Frame, tag=28):
     """Finish what is there, send the outputs and end."""
 
 
+class Attach(_Frame, tag=29):
+    """A runner's frame behind Hello where another control service leads now: it goes on with what it has.
+
+    It names what it holds and what it has finished in the last seconds; an `Outputs` with the latter follows.
+    """
+
+    code: str
+    """Digest of the program's source that it has loaded."""
+    slots: int
+    deliveries: list[int]
+    calls: list[str]
+    indexes: list[int]
+
+
 class Start(_Frame, tag=40):
     """Make a container. `env` holds what the runner needs to join (address, token); never user values."""
 
@@ -344,21 +358,48 @@ class Ended(_Frame, tag=43):
     """The last lines of what it wrote to stderr and stdout."""
 
 
+class Join(_Frame, tag=44):
+    """First frame of an agent's websocket: which allocation it is in, and the containers that it has already."""
+
+    version: int
+    job: str
+    alloc: str
+    lane: int
+    position: int
+    containers: list[str]
+    """Those that run, and those whose `Ended` the control service may not have yet: it follows."""
+
+
+class Joined(_Frame, tag=45):
+    """The agent is welcome. `Start` and `Stop` may come before it."""
+
+    epoch: int
+
+
+class Leaving(_Frame, tag=46):
+    """The agent has been told to end: its containers shall get no more inputs. It ends with the last of them."""
+
+    what: str
+
+
 ClientFrame = Hello | Submit | Ack | Request
 ToClientFrame = Welcome | Accepted | Rejected | Results | Reply | Log | Stats
-RunnerFrame = Hello | Ready | StartFailed | Outputs | Returned
+RunnerFrame = Hello | Ready | StartFailed | Outputs | Returned | Attach
 ToRunnerFrame = Bind | Deliver | Recall | Interrupt | Drain
-ToSupervisorFrame = Start | Stop
+ToSupervisorFrame = Start | Stop | Joined
 SupervisorFrame = Started | Ended | Log
+AgentFrame = SupervisorFrame | Leaving
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
+decode_first = msgspec.msgpack.Decoder(Hello | Join).decode
 decode_from_client = msgspec.msgpack.Decoder(ClientFrame).decode
 decode_to_client = msgspec.msgpack.Decoder(ToClientFrame).decode
 decode_from_runner = msgspec.msgpack.Decoder(RunnerFrame).decode
 decode_to_runner = msgspec.msgpack.Decoder(ToRunnerFrame).decode
 decode_to_supervisor = msgspec.msgpack.Decoder(ToSupervisorFrame).decode
 decode_from_supervisor = msgspec.msgpack.Decoder(SupervisorFrame).decode
+decode_from_agent = msgspec.msgpack.Decoder(AgentFrame).decode
 
 
 def encode_for_stream(frame: msgspec.Struct) -> bytes:

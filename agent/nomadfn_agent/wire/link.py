@@ -133,6 +133,11 @@ class Link:
         self._closed = True
         self._socket.close()
 
+    def release(self) -> tuple[socket.socket, ClientProtocol, list[bytes]]:
+        """Hand the open connection over to a loop that does not block, with what has arrived and was not received."""
+        self._closed = True
+        return self._socket, self._protocol, self._ready
+
     def _read(self) -> None:
         try:
             count = self._socket.recv_into(self._buffer)
@@ -148,7 +153,7 @@ class Link:
         if self._owed:
             self._pay()
         if not self._ready and (closing or protocol.parser_exc is not None):
-            raise LinkClosed(_closing_text(protocol))
+            raise LinkClosed(closing_text(protocol))
 
     def _take(self, events: list[Any]) -> bool:
         """Keep the messages among `events`; says whether the other side is closing."""
@@ -224,7 +229,8 @@ def _shake_hands(sock: socket.socket, protocol: ClientProtocol, token: str, dead
             raise LinkClosed("the other side closed the connection during the handshake")
 
 
-def _closing_text(protocol: ClientProtocol) -> str:
+def closing_text(protocol: ClientProtocol) -> str:
+    """Why the other side has ended a connection, as far as it has said so."""
     close = protocol.close_rcvd
     if protocol.parser_exc is not None:
         return f"the other side broke the websocket protocol: {protocol.parser_exc}"

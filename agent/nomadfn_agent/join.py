@@ -1,0 +1,146 @@
+"""The agent of a Nomad allocation: a supervisor that finds its control service itself, and outlives it.
+
+It joins the control service that leads, and while it is connected it serves it as the warm parent of one machine
+does. When the connection is lost, containers run on, what there is to say waits, and the agent looks for the leader
+again, for as long as the allocation lives. Told to end, it says so at once, so that its containers get no more
+inputs, and ends with the last of them; told so twice, it ends with all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from .channel import WebsocketFraming
+from .child import adopt_orphans
+from .seek import Place, Seeker, say
+from .supervisor import Supervisor, freeze, warm_up
+from .wire import Ended, Leaving, Start, ToSupervisorFrame, decode_from_agent, decode_to_supervisor
+
+PING_S = 2.0
+SILENT_S = 6.0
+"""A control service that answers no ping for so long is frozen, or cut off: another one may lead by now."""
+PRELOADED = ("nomadfn.sdk.app", "nomadfn.exception")
+"""What every program imports: done once here, it is no part of a container's start."""
+EXIT_USAGE = 2
+
+
+class Agent(Supervisor):
+    """Serves whichever control service leads, until Nomad ends it."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self._seeker = Seeker(place, self._wake_write)
+        self._framing: WebsocketFraming | None = None
+        self._ping_at = 0.0
+        self._asked = 0
+        """How often it was told to end."""
+        self._leaving = False
+        self._seek()
+
+    def _seek(self) -> None:
+        """Containers whose end is still to be told count as there: else nobody would hear how they ended."""
+        waiting = map(decode_from_agent, self._channel.waiting)
+        ended = {frame.container for frame in waiting if isinstance(frame, Ended)}
+        self._seeker.start(sorted(ended | set(self._pids)))
+
+    def _on_joined(self, found: tuple[Any, list[bytes]]) -> None:
+        link, messages = found
+        sock, protocol, more = link.release()
+        self._framing = WebsocketFraming(protocol)
+        self._ping_at = time.monotonic() + PING_S
+        self.connect(sock, self._framing)
+        if self._leaving:
+            self._tell_leaving()
+        for message in (*messages, *more):
+            self._take(decode_to_supervisor(message))
+
+    def _take(self, frame: ToSupervisorFrame) -> None:
+        if self._channel.socket is None:
+            return  # It came just before the end of the connection; the next control service says what it wants.
+        if isinstance(frame, Start) and self._leaving:
+            self._send(Ended(frame.container, -signal.SIGTERM, "nomadfn: the agent was about to end"))
+        else:
+            super()._take(frame)
+
+    def _on_lost(self, error: OSError) -> None:
+        self._disconnect()
+        self._framing = None
+        if not self._ending:
+            say(f"lost its control service ({error}); it looks for the one that leads")
+            self._seek()
+
+    def _next_due_s(self) -> float | None:
+        due_s = super()._next_due_s()
+        if self._framing is None:
+            return due_s
+        ping_s = max(0.0, self._ping_at - time.monotonic())
+        return ping_s if due_s is None else min(due_s, ping_s)
+
+    def _on_due(self) -> None:
+        super()._on_due()
+        now = time.monotonic()
+        if self._framing is None or now < self._ping_at:
+            return
+        if now - self._channel.heard_at > SILENT_S:
+            self._on_lost(TimeoutError(f"it has not answered for {SILENT_S:.0f} s"))
+        else:
+            self._ping_at = now + PING_S
+            self._framing.ping()
+            self._write()
+
+    def _on_wake(self, events: int) -> None:
+        super()._on_wake(events)
+        if (found := self._seeker.take()) is not None:
+            self._on_joined(found)
+        if self._asked and not self._leaving:
+            self._leaving = True
+            self._tell_leaving()
+            self._end_if_empty()
+
+    def _on_end_signal(self, *_: Any) -> None:
+        self._asked += 1
+        if self._asked > 1:
+            self._ending = True
+
+    def _tell_leaving(self) -> None:
+        if self._pids and self._channel.socket is not None:
+            self._send(Leaving("Nomad stops its allocation"))
+
+    def _reap(self) -> None:
+        super()._reap()
+        self._end_if_empty()
+
+    def _end_if_empty(self) -> None:
+        if self._leaving and not self._pids:
+            self._ending = True
+
+
+def main(preload: Sequence[str] = PRELOADED) -> int:
+    """Be the agent of the allocation that the environment describes. Returns the exit code."""
+    try:
+        place = Place.from_environ(os.environ)
+    except ValueError as error:
+        say(f"cannot start: {error}")
+        return EXIT_USAGE
+    _prepare_environment()
+    adopt_orphans()
+    agent = Agent(place)
+    warm_up(preload)
+    freeze()
+    agent.serve()
+    return 0
+
+
+def _prepare_environment() -> None:
+    """What containers find in theirs: nothing to join with, a place for code, and the GPUs that Nomad has assigned."""
+    os.environ.pop("NOMADFN_JOIN_TOKEN", None)
+    if folder := os.environ.get("NOMAD_TASK_DIR"):
+        os.environ.setdefault("NOMADFN_CODE_CACHE", os.path.join(folder, "code"))
+    devices = os.environ.get("NVIDIA_VISIBLE_DEVICES", "")
+    if devices not in ("", "all", "none", "void"):
+        # With an image its runtime shows only these; on exec and raw_exec nothing else hides the others.
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", devices)

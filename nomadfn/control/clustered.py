@@ -1,0 +1,272 @@
+"""A control service of a cluster: Consul's lease, journal and registry, a shared blob folder, and Nomad's containers.
+
+It stands by until it has the lease, and then leads until it loses it. What it loses the lease by makes it end, with
+an exit code of its own: started again, it stands by. Told to end, it hands over at once; containers run on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nomadfn import ports
+from nomadfn.adapters import consul_discovery
+from nomadfn.adapters.consul_journal import ConsulJournal
+from nomadfn.adapters.consul_lease import ConsulLease
+from nomadfn.adapters.consul_registry import ConsulRegistry
+from nomadfn.adapters.consul_store import ConsulSettings, ConsulStore, Shard
+from nomadfn.adapters.directory_blobs import DirectoryBlobs
+from nomadfn.adapters.jobspec import JobSettings
+from nomadfn.adapters.nomad_agents import door, fetch_keys
+from nomadfn.adapters.nomad_api import NomadAddress, NomadApi
+from nomadfn.adapters.nomad_cluster import NomadCluster
+from nomadfn.control import api
+from nomadfn.control.connections import listen
+from nomadfn.control.durable import Pace
+from nomadfn.control.identities import WorkloadIdentities
+from nomadfn.control.jobs import Jobs
+from nomadfn.control.join_tokens import JoinTokens
+from nomadfn.control.leadership import await_lease, in_thread
+from nomadfn.control.service import Address, Service
+from nomadfn.control.serving import SteppedDownError, StorageError, bind, bring_back, end, taken, url
+from nomadfn.control.settings import Settings
+from nomadfn.control.standby import Front
+from nomadfn.control.tokens import Tokens
+from nomadfn.core.core import Core
+from nomadfn.exception import ConflictError, InvalidError, ServiceError
+from nomadfn.profiles import Profile
+
+IDENTITIES_SINCE = (1, 7, 0)
+"""The first Nomad that signs workload identities for others than Vault and Consul."""
+DELIVERIES_PER_EPOCH = 1 << 40
+PACE = Pace(compact_from_segments=2000)
+"""Of a journal whose bodies lie in the blob folder: Consul holds some 250 bytes for each segment."""
+
+Ended = asyncio.Future[Exception | None]
+
+
+async def serve(profile: Profile, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> int:
+    """Stand by, lead, and end. Returns the exit code, or raises what it ended by."""
+    if not settings.token:
+        raise InvalidError(f"a control service of {profile} needs the token of its owner: set NOMADFN_TOKEN")
+    if not profile.blobs or "://" in profile.blobs:
+        raise InvalidError(
+            f"profile {profile.name} needs blobs = the path of a folder that programs, control services and "
+            "containers share (NFS, or the same disk on one machine)"
+        )
+    ended: Ended = asyncio.get_running_loop().create_future()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, end, ended, None)
+    http = bind(settings.host, settings.port, "port")
+    http_url = url("http", settings.host, http.getsockname()[1])
+    front = Front()
+    server = await api.serve_api(front, http)
+    member = _Member(profile, settings, http_url, front, ended)
+    try:
+        await member.register()
+        tell({"http_url": http_url, "target": str(profile)})
+        fault = await member.serve()
+    finally:
+        await server.close()
+        await member.close()
+    if fault is not None:
+        raise fault
+    return 0
+
+
+class _Member:
+    """One instance among the control services of a cluster."""
+
+    def __init__(self, profile: Profile, settings: Settings, http_url: str, front: Front, ended: Ended) -> None:
+        self._profile = profile
+        self._settings = settings
+        self._http_url = http_url
+        self._front = front
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._store = ConsulStore(consul_settings(profile))
+        self._shard = Shard(profile.cluster, profile.shard)
+        self._lease = ConsulLease(self._store, self._shard, on_lost=self._on_lost)
+        self._entry = ""
+
+    def _log(self, text: str) -> None:
+        print(f"nomadfn control, {self._shard}: {text}", flush=True)
+
+    def _on_lost(self, reason: str) -> None:
+        """Called on a thread of the lease."""
+        self._soon(end, self._ended, SteppedDownError(f"stepping down: {reason}"))
+
+    def _soon(self, call: Callable[..., None], *args: Any) -> None:
+        """From another thread: do it on the loop."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(call, *args)
+
+    def _on_fatal(self, error: Exception) -> None:
+        if isinstance(error, ports.FencedError):
+            error = SteppedDownError(f"stepping down: {error}")
+        elif not isinstance(error, StorageError):
+            error = StorageError(f"the control service cannot go on: {error}")
+        end(self._ended, error)
+
+    async def register(self) -> None:
+        """Announce this instance in Consul, unless Nomad does that."""
+        if "NOMAD_ALLOC_ID" not in os.environ:
+            call = partial(consul_discovery.register, self._store, self._shard, self._http_url, "")
+            self._entry = await in_thread(call)
+
+    async def close(self) -> None:
+        if self._entry:
+            try:
+                await in_thread(self._store.deregister_service, self._entry)
+            except ServiceError as error:
+                self._log(f"its entry stays in Consul until its health check fails: {error}")
+        self._store.close()
+
+    async def serve(self) -> Exception | None:
+        """Stand by and lead. Returns what it ended by, None when it was told to."""
+        standing = asyncio.ensure_future(await_lease(self._lease, self._settings.token, self._on_leader, self._log))
+        await asyncio.wait((standing, self._ended), return_when=asyncio.FIRST_COMPLETED)
+        if self._ended.done():
+            standing.cancel()
+            await in_thread(self._lease.release)
+            return self._ended.result()
+        try:
+            return await self._lead(standing.result())
+        finally:
+            await in_thread(self._lease.release)
+
+    def _on_leader(self, leader: Any | None) -> None:
+        known = self._front.leader
+        self._front.leader = (
+            {} if leader is None else {"http_url": leader.http_url, "data_url": leader.data_url, "epoch": leader.epoch}
+        )
+        if leader is not None and self._front.leader != known:
+            self._log(f"standing by at {self._http_url}; {leader.http_url or leader} leads, epoch {leader.epoch}")
+
+    async def _lead(self, epoch: int) -> Exception | None:
+        nomad, job, identities = await in_thread(self._reach_nomad)
+        cluster = NomadCluster(nomad, job, identities.token if isinstance(identities, JoinTokens) else None)
+        registry = ConsulRegistry(self._store, self._shard, self._lease.hold)
+        service = await self._build(epoch, cluster, registry)
+        listener = await self._listen(service)
+        service.agents.open(door(cluster), identities.verify)
+        Jobs(nomad, job).add_to(service.operations)
+        service.recover(lambda: cluster.rejoining)
+        await service.start()
+        on_overrides = service.operations.on_overrides
+        registry.watch("overrides/", lambda entries: self._soon(on_overrides, entries), on_fault=self._log)
+        app = api.create_api(service, blobs=service.address.blobs, max_body_bytes=self._settings.max_body_bytes)
+        self._front.lead(app)
+        announce = partial(self._lease.announce, http_url=self._http_url, data_url=service.address.data_url)
+        await in_thread(announce)
+        self._log(f"leads at {self._http_url}, epoch {epoch}")
+        fault = await self._ended
+        self._log("hands over; its containers run on" if fault is None else str(fault))
+        listener.close()
+        await service.leave(self._lease.release)
+        await cluster.leave()
+        await in_thread(registry.close)
+        return fault
+
+    def _reach_nomad(self) -> tuple[NomadApi, JobSettings, JoinTokens | _Identities]:
+        """Nomad's API, what every job has, and who may join. Blocks."""
+        address = nomad_address(self._profile, self._settings)
+        nomad = NomadApi(address)
+        urls = self._profile.control_urls or consul_discovery.instances(self._store, self._shard)
+        job = job_settings(self._profile, self._settings, nomad, self._http_url, urls)
+        if job.workload_identity:
+            return nomad, job, _Identities(address)
+        return nomad, job, JoinTokens(self._settings.token)
+
+    async def _build(self, epoch: int, cluster: NomadCluster, registry: ConsulRegistry) -> Service:
+        """The service with everything that was accepted before."""
+        folder = Path(self._profile.blobs).expanduser() / self._profile.cluster / str(self._profile.shard)
+        try:
+            await in_thread(partial(folder.mkdir, parents=True, exist_ok=True))
+            payloads, bodies = DirectoryBlobs(str(folder / "payloads")), DirectoryBlobs(str(folder / "journal"))
+            opened = partial(ConsulJournal, self._store, self._lease.hold, blobs=bodies, on_delay=self._on_delay)
+            journal = await in_thread(opened)
+            segments = await in_thread(lambda: list(journal.replay()))
+        except ports.FencedError as error:
+            raise SteppedDownError(f"stepping down: {error}") from None
+        except (ports.JournalError, OSError) as error:
+            raise StorageError(str(error)) from None
+        address = Address(
+            http_url=self._http_url,
+            data_dir=f"Consul at {self._store.address}, {self._shard.prefix}, and {folder}",
+            code_cache=str(folder / "code"),
+            blobs=payloads.folder,
+            target=str(self._profile),
+        )
+        core = Core(
+            self._settings.limits,
+            epoch=epoch,
+            capacity=cluster.capacity,
+            capacity_reason=cluster.capacity_reason,
+            first_delivery=epoch * DELIVERIES_PER_EPOCH + 1,
+        )
+        tokens = Tokens(self._settings.token, derived=True)
+        service = Service(core, cluster, registry, payloads, tokens, address, journal, self._on_fatal, PACE)
+        address.started_at = service.now()
+        bring_back(service, segments)
+        return service
+
+    def _on_delay(self, why: str) -> None:
+        self._log(f"spawns wait until they are durable: {why}" if why else "Consul answers again")
+
+    async def _listen(self, service: Service) -> asyncio.Server:
+        host, port = self._settings.host, self._settings.data_port
+        try:
+            listener = await listen(service, host, port)
+        except OSError as error:
+            raise ConflictError(taken("data_port", host, port, error)) from None
+        service.address.data_url = url("ws", host, listener.sockets[0].getsockname()[1]) + "/v1/connect"
+        return listener
+
+
+class _Identities(WorkloadIdentities):
+    """Agents that Nomad has signed for."""
+
+    def __init__(self, address: NomadAddress) -> None:
+        super().__init__(partial(fetch_keys, address), address.namespace)
+
+
+def consul_settings(profile: Profile) -> ConsulSettings:
+    """Consul's address by the profile, the rest as the `consul` command reads it."""
+    chosen = {"CONSUL_HTTP_ADDR": profile.consul} if profile.consul else {}
+    return ConsulSettings.from_environment({**os.environ, **chosen})
+
+
+def nomad_address(profile: Profile, settings: Settings) -> NomadAddress:
+    """Nomad's address, namespace and region by the profile, the rest as the `nomad` command reads it."""
+    chosen = {"NOMAD_ADDR": profile.nomad} if profile.nomad else {}
+    address = NomadAddress.from_environ({**os.environ, **chosen})
+    return replace(
+        address,
+        namespace=settings.job.get("namespace", address.namespace),
+        region=settings.job.get("region", address.region),
+    )
+
+
+def job_settings(
+    profile: Profile, settings: Settings, nomad: NomadApi, http_url: str = "", urls: Sequence[str] = ()
+) -> JobSettings:
+    """What every function's job has. Asks Nomad for its version, unless the profile says how agents join; blocks."""
+    chosen = dict(settings.job)
+    chosen.setdefault("namespace", nomad.address.namespace)
+    if nomad.address.region:
+        chosen.setdefault("region", nomad.address.region)
+    if "workload_identity" not in chosen:
+        chosen["workload_identity"] = nomad.version() >= IDENTITIES_SINCE
+    agent_url = chosen.pop("agent_url", "")
+    if not agent_url or agent_url.startswith("?"):
+        agent_url = f"{http_url}{api.BUNDLE_PATH}{agent_url}" if http_url else ""
+    control_urls = tuple(dict.fromkeys((http_url, *urls) if http_url else urls))
+    return JobSettings(cluster=profile.cluster, agent_url=agent_url, control_urls=control_urls, **chosen)

@@ -1,0 +1,200 @@
+"""`nomadfn-agent.pyz`: whole by itself, the same bytes each time, and clear words where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import io
+import os
+import platform
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+from starlette.types import Message
+
+from nomadfn.control import api
+from nomadfn.control.agent_bundle import LIBRARIES, Bundle, Bundles, Target, build
+from nomadfn.exception import ConflictError, NotFoundError
+
+HERE = Target.here()
+OTHER_PYTHON = "3.99"
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return Bundles().get()
+
+
+def run(data: bytes, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Start a bundle without Nomad's variables, in a Python without packages: it says so and ends."""
+    path = folder / "nomadfn-agent.pyz"
+    path.write_bytes(data)
+    environment = {"NOMAD_TASK_DIR": str(folder)}
+    command = [sys.executable, "-I", "-S", str(path)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_equal_content_gives_equal_bytes(bundle: Bundle) -> None:
+    assert build(HERE).digest == bundle.digest == hashlib.sha256(bundle.data).hexdigest()
+
+
+def test_a_bundle_is_small_and_made_once() -> None:
+    bundles = Bundles()
+    first = bundles.get()
+    assert bundles.get(HERE.python, f"{HERE.libc}_{HERE.machine}") is first
+    assert len(first.data) < 2_500_000
+
+
+def test_all_that_a_program_may_import_is_in_it(bundle: Bundle, tmp_path: Path) -> None:
+    done = run(bundle.data, tmp_path)
+    assert done.returncode == 2
+    assert "NOMAD_JOB_ID" in done.stderr
+    [folder] = tmp_path.glob("nomadfn-agent-*/")
+    check = (
+        f"import sys; sys.path.insert(0, {str(folder)!r})\n"
+        "import nomadfn, nomadfn_agent.runner, nomadfn_agent.join, nomadfn.sdk.app, nomadfn.sdk.maps, websockets.sync\n"
+        "names = [getattr(nomadfn, name) for name in nomadfn.__all__]\n"
+        "assert all(one.__file__.startswith(sys.path[0]) for one in (nomadfn, nomadfn_agent, websockets))\n"
+        "from nomadfn_agent.alias import install_modal_alias; install_modal_alias(); import modal; modal.App('x')\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", check], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_unpacked_is_compiled_already_and_used_again(bundle: Bundle, tmp_path: Path) -> None:
+    run(bundle.data, tmp_path)
+    [folder] = tmp_path.glob("nomadfn-agent-*/")
+    source = folder / "nomadfn_agent" / "supervisor.py"
+    assert list((source.parent / "__pycache__").glob("supervisor.*.pyc"))
+    unpacked_at = source.stat().st_mtime_ns
+    run(bundle.data, tmp_path)
+    assert source.stat().st_mtime_ns == unpacked_at
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted([folder.name, "nomadfn-agent.pyz"])
+
+
+def test_the_control_services_own_parts_are_not_in_it(bundle: Bundle) -> None:
+    names = zipfile.ZipFile(io.BytesIO(bundle.data)).namelist()
+    assert "nomadfn/sdk/app.py" in names
+    assert not [name for name in names if name.startswith(("nomadfn/control", "nomadfn/cli", "nomadfn/adapters"))]
+
+
+@pytest.mark.parametrize("python", ["3.10", "2.7", "4.0", "3", "3.12; rm", "../3.12"])
+def test_a_python_that_is_none_of_ours_is_not_found(python: str) -> None:
+    with pytest.raises(NotFoundError, match=r"3\.11 and newer"):
+        Bundles().get(python)
+
+
+@pytest.mark.parametrize("name", ["win_amd64", "macosx_14_0_arm64", "linux", "linux_x86_64/..", "manylinux_x86_64"])
+def test_a_platform_that_is_none_of_ours_is_not_found(name: str) -> None:
+    with pytest.raises(NotFoundError, match="write linux_x86_64"):
+        Bundles().get("", name)
+
+
+def test_platforms_have_the_names_that_pip_gives_them() -> None:
+    assert Target.parse("3.12", "manylinux_2_28_aarch64") == Target("3.12", "linux", "aarch64")
+    assert Target.parse("3.12", "manylinux2014_x86_64") == Target("3.12", "linux", "x86_64")
+    assert Target.parse("3.12", "musllinux_1_2_x86_64") == Target("3.12", "musllinux", "x86_64")
+    assert Target.parse("", "") == HERE
+
+
+def test_where_pip_gives_nothing_it_is_said_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(ConflictError) as told:
+        Bundles().get(OTHER_PYTHON)
+    for words in (f"Python {OTHER_PYTHON}", "PIP_INDEX_URL", f"Python {HERE.python}", "agent_args"):
+        assert words in str(told.value)
+
+
+@pytest.fixture
+def wheelhouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index of our own, with wheels for a Python that does not exist."""
+    tag = f"cp{OTHER_PYTHON.replace('.', '')}-cp{OTHER_PYTHON.replace('.', '')}-manylinux_2_17_{platform.machine()}"
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    for library in LIBRARIES:
+        version = metadata.version(library)
+        info = f"{library}-{version}.dist-info"
+        files = {
+            f"{library}/__init__.py": f"NAME = {library!r}\n",
+            f"{library}/_fast.so": "compiled",
+            f"{library}/notes.txt": "not needed",
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {library}\nVersion: {version}\n",
+            f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: false\nTag: {tag}\n",
+        }
+        rows = [f"{name},sha256={_digest(text)},{len(text)}" for name, text in files.items()]
+        files[f"{info}/RECORD"] = "\n".join([*rows, f"{info}/RECORD,,"]) + "\n"
+        with zipfile.ZipFile(folder / f"{library}-{version}-{tag}.whl", "w") as wheel:
+            for name, text in files.items():
+                wheel.writestr(name, text)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+
+
+def _digest(text: str) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
+
+
+@pytest.mark.usefixtures("wheelhouse")
+def test_for_another_python_the_libraries_come_from_pip_and_the_bundle_starts_only_there(tmp_path: Path) -> None:
+    made = Bundles().get(OTHER_PYTHON)
+    archive = zipfile.ZipFile(io.BytesIO(made.data))
+    assert archive.read("msgspec/__init__.py") == b"NAME = 'msgspec'\n"
+    assert archive.read("websockets/_fast.so") == b"compiled"
+    assert not [name for name in archive.namelist() if name.endswith((".txt", ".pyc", "METADATA"))]
+    done = run(made.data, tmp_path)
+    assert done.returncode == 1
+    machine = os.uname().machine
+    assert f"this agent is for Python {OTHER_PYTHON} on {machine}, and this is Python {HERE.python}" in done.stderr
+    assert f"?python={HERE.python}&platform=linux_{machine}" in done.stderr
+
+
+async def get(path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """One request to the route by itself."""
+    app = Starlette(routes=[api.agent_bundle_route()])
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    where, _, query = path.partition("?")
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "GET",
+        "path": where,
+        "raw_path": where.encode(),
+        "query_string": query.encode(),
+        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+    }
+    await app(scope, receive, send)
+    found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], found, b"".join(one.get("body", b"") for one in sent[1:])
+
+
+@pytest.fixture
+def answer(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the route makes is made already."""
+    own = Bundles.get
+    monkeypatch.setattr(Bundles, "get", lambda self, *asked: own(self, *asked) if any(asked) else bundle)
+
+
+@pytest.mark.usefixtures("answer")
+def test_it_is_offered_with_its_digest_and_not_sent_twice(bundle: Bundle) -> None:
+    status, headers, body = asyncio.run(get(api.BUNDLE_PATH))
+    assert (status, hashlib.sha256(body).hexdigest()) == (200, bundle.digest)
+    assert headers["etag"] == f'"{bundle.digest}"'
+    status, headers, body = asyncio.run(get(api.BUNDLE_PATH, if_none_match=headers["etag"]))
+    assert (status, body) == (304, b"")
+    status, _, body = asyncio.run(get(f"{api.BUNDLE_PATH}?python=3.9"))
+    assert status == 404
+    assert b"3.11 and newer" in body

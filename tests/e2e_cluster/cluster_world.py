@@ -1,0 +1,123 @@
+"""One test's cluster: a name of its own on a real Nomad and a real Consul, its control services, its programs."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from consul_server import ConsulServer
+from real_nomad import RealNomad
+from world import NOMADFN, Running, World, eventually
+
+from nomadfn.adapters.nomad_api import NomadApi
+from nomadfn.profiles import load_profile
+from nomadfn.sdk import leader
+
+START_S = 60.0
+
+
+class ClusterWorld(World):
+    """A `World` whose commands speak to a cluster."""
+
+    def __init__(self, folder: Path, nomad: RealNomad, consul: ConsulServer, job: dict[str, Any]) -> None:
+        super().__init__(folder)
+        self.nomad = nomad
+        self.consul = consul
+        self.name = f"t{secrets.token_hex(4)}"
+        self.toml = folder / "nomadfn.toml"
+        self.env |= {
+            "NOMADFN_CONFIG": str(self.toml),
+            "NOMADFN_PROFILE": "test",
+            "NOMADFN_TOKEN": f"nf_{secrets.token_urlsafe(32)}",
+            "CONSUL_HTTP_TOKEN": consul.token,
+        }
+        self.configure(job)
+        self.controls: list[Running] = []
+
+    def configure(self, job: dict[str, Any]) -> None:
+        values = {"driver": "raw_exec", "python": sys.executable, "cpu_cores": 0.01, "memory_mib": 32, **job}
+        lines = [
+            "[profiles.test]",
+            f'nomad = "{self.nomad.address.url}"',
+            f'consul = "{self.consul.address}"',
+            f'cluster = "{self.name}"',
+            f'blobs = "{self.folder.parent / "blobs"}"',
+            "[profiles.test.job]",
+            *(f"{key} = {json.dumps(value)}" for key, value in values.items()),
+        ]
+        self.toml.write_text("\n".join(lines) + "\n")
+
+    def start_control(self) -> Running:
+        """One more control service; the first one leads, the others stand by."""
+        control = self.start(NOMADFN, "control")
+        self.controls.append(control)
+        return control
+
+    def leader(self) -> leader.Leader | None:
+        return leader.find_leader(load_profile("test", self.env), self.env)
+
+    def led(self) -> leader.Leader:
+        """Wait until a control service leads and serves."""
+        eventually(lambda: self.leader() is not None or self._all_ended(), "a leader", START_S)
+        found = self.leader()
+        assert found is not None, "\n".join(map(str, self.controls))
+        return found
+
+    def _all_ended(self) -> bool:
+        return all(one.ended for one in self.controls)
+
+    def leading(self) -> Running:
+        """The control service that leads."""
+        url = self.led().http_url
+        return next(one for one in self.controls if not one.ended and f"leads at {url}" in one.out)
+
+    def api(self) -> NomadApi:
+        return NomadApi(self.nomad.address)
+
+    def count(self) -> int:
+        """Containers that Nomad is asked for."""
+        api = self.api()
+        try:
+            return sum(sum((api.counts(job["ID"]) or {}).values()) for job in api.jobs(f"{self.name}-fn-"))
+        finally:
+            api.close()
+
+    def close(self) -> None:
+        for control in self.controls:
+            control.process.terminate()
+        api = self.api()
+        try:
+            for control in self.controls:
+                control.wait()
+            for job in api.jobs(self.name):
+                api.deregister(job["ID"])
+            eventually(
+                lambda: all(
+                    one["ClientStatus"] not in ("pending", "running") for one in api.allocations(f"{self.name}-")
+                ),
+                "all allocations have ended",
+            )
+        finally:
+            api.close()
+            super().close()
+
+
+@contextmanager
+def made_in(
+    folder: Path, nomad: RealNomad, consul: ConsulServer, job: dict[str, Any] | None = None
+) -> Iterator[ClusterWorld]:
+    world = ClusterWorld(folder, nomad, consul, job or {})
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+def took(start: float) -> float:
+    return time.monotonic() - start
