@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from .wire import STREAM_HEADER
-from .wire.link import closing_text
+from .wire.link import link_closed
 
 if TYPE_CHECKING:
     from websockets.client import ClientProtocol
@@ -87,9 +87,9 @@ class WebsocketFraming:
                     messages.append(b"".join(self._fragments))
                     self._fragments.clear()
             elif event.opcode is opcode.CLOSE:
-                raise ConnectionError(closing_text(protocol))
+                raise link_closed(protocol)
         if protocol.parser_exc is not None:
-            raise ConnectionError(closing_text(protocol))
+            raise link_closed(protocol)
         return messages
 
     def pack(self, message: bytes) -> bytes:

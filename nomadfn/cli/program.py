@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from nomadfn.cli import output
-from nomadfn.exception import DeprecationError, Error, NotFoundError
+from nomadfn.exception import DeprecationError, Error, InputCancellation, NotFoundError
 
 if TYPE_CHECKING:
     from nomadfn.sdk.app import App, LocalEntrypoint
@@ -108,7 +108,7 @@ def report(error: BaseException) -> int:
             output.note("The call came from here:")
             sys.stderr.write("".join(traceback.format_list(frames)))
         return EXIT_USER_ERROR
-    if isinstance(error, Error | DeprecationError):
+    if isinstance(error, Error | DeprecationError | InputCancellation):
         output.print_error(str(error) or type(error).__name__)
         if frames:
             output.note(f"  at {frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name}")

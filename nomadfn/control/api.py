@@ -305,7 +305,9 @@ class _Api:
         if status == wire.FAILURE:
             failure = payload.decode_failure(data)
             kind = getattr(exception, failure.error, exception.InternalError)
-            return _error(failure.error, failure.message, _status_of(kind))
+            # A result that is no JSON is not the caller's mistake.
+            code = 500 if kind is exception.SerializationError else _status_of(kind)
+            return _error(failure.error, failure.message, code)
         if status == wire.EXCEPTION:
             raised = payload.decode_raised(data)
             return _error(raised.type_name, raised.text, 500, traceback=raised.traceback)

@@ -161,6 +161,8 @@ class Containers:
         runner.timers.append(stop)
 
     def on_cluster_event(self, event: ports.ClusterEvent) -> None:
+        if self._service.closing:
+            return  # that a container ends now is no loss
         match event:
             case ports.ContainerStarted():
                 if (container := self._core.container(event.container)) is not None:

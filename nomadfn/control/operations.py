@@ -524,4 +524,9 @@ def encode_json_payload(blobs: str, data: bytes) -> tuple[bytes, list[int]]:
     """A JSON body as an input's payload, out of band where it is large."""
     if not payload.is_large(data):
         return data, []
-    return payload.encode(payload.write_blob(blobs, data, sync=True)), [0]
+    try:
+        return payload.encode(payload.write_blob(blobs, data, sync=True)), [0]
+    except OSError as error:
+        raise ServiceError(
+            f"the arguments could not be stored: {error.strerror or error}; make room, then try again"
+        ) from None

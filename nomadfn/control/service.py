@@ -88,6 +88,7 @@ class Service:
         self.submit_waiters: dict[str, asyncio.Future[None]] = {}
         """Calls made over HTTP that wait to be accepted."""
         self.on_fatal = on_fatal
+        self.closing = False
         self._clock_base = time.time() - time.monotonic()
         self.loop = asyncio.get_running_loop()
         self._journal_waiters: list[asyncio.Future[None]] = []
@@ -160,6 +161,7 @@ class Service:
 
     async def close(self, why: str) -> None:
         """End every container, write what is there, close. Clients are told `why`."""
+        self.closing = True
         self._end_tasks()
         await self.cluster.close()
         self.agents.close("the control service ends")

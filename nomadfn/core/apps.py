@@ -122,7 +122,7 @@ def _put_function(state: State, app: App, spec: wire.FunctionSpec, *, same_code:
 
 
 def _remove_function(state: State, now: float, app: App, function: Function) -> None:
-    _cancel_calls(state, now, {function.id})
+    _cancel_calls(state, now, {function.id}, "its function was removed from the app")
     for container in list(function.containers.values()):
         pool.stop(state, container, "its function was removed from the app")
     function.app = ""
@@ -134,7 +134,7 @@ def stop_app(state: State, now: float, app: App, why: str) -> int:
     if app.stopping:
         return 0
     app.stopping = True
-    cancelled = _cancel_calls(state, now, {function.id for function in app.functions.values()})
+    cancelled = _cancel_calls(state, now, {function.id for function in app.functions.values()}, why)
     for function in app.functions.values():
         for container in list(function.containers.values()):
             if container.state != STOPPING:
@@ -146,9 +146,10 @@ def stop_app(state: State, now: float, app: App, why: str) -> int:
     return cancelled
 
 
-def _cancel_calls(state: State, now: float, functions: set[str]) -> int:
+def _cancel_calls(state: State, now: float, functions: set[str], why: str) -> int:
+    text = f"{calls.CANCELLED_TEXT}: {why}"
     return sum(
-        calls.cancel(state, now, call)
+        calls.cancel(state, now, call, text=text)
         for call in list(state.calls.values())
         if call.function.id in functions and not call.finished
     )

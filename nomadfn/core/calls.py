@@ -237,8 +237,8 @@ def apply_close(state: State, now: float, call: Call, total: int) -> None:
     _note_finished(state, now, call)
 
 
-def cancel(state: State, now: float, call: Call, *, terminate: bool = False) -> int:
-    """Cancel every input of the call that has no result yet; returns how many those were.
+def cancel(state: State, now: float, call: Call, *, terminate: bool = False, text: str = CANCELLED_TEXT) -> int:
+    """Cancel every input of the call that has no result yet; returns how many those were. `text` says why.
 
     With `terminate` the containers that run them are ended, not only interrupted.
     """
@@ -246,13 +246,13 @@ def cancel(state: State, now: float, call: Call, *, terminate: bool = False) -> 
         # Results that came before the cancellation stand before it in the journal, too.
         flush_settled(state)
         state.record(records.Cancelled(call.id, now))
-    count = apply_cancel(state, now, call, terminate=terminate)
+    count = apply_cancel(state, now, call, terminate=terminate, text=text)
     if call.durable:
         state.withhold(Visible(call.id))
     return count
 
 
-def apply_cancel(state: State, now: float, call: Call, *, terminate: bool) -> int:
+def apply_cancel(state: State, now: float, call: Call, *, terminate: bool, text: str = CANCELLED_TEXT) -> int:
     interrupted: dict[str, list[int]] = {}
     holders = _holders(call) if any(one.state == RUNNING for one in call.inputs()) else {}
     count = 0
@@ -262,7 +262,7 @@ def apply_cancel(state: State, now: float, call: Call, *, terminate: bool) -> in
         container = holders.get(one.delivery) if one.state == RUNNING else None
         if container is not None:
             interrupted.setdefault(container, []).append(one.delivery)
-        finish(state, now, one, wire.FAILURE, failure("InputCancellation", CANCELLED_TEXT))
+        finish(state, now, one, wire.FAILURE, failure("InputCancellation", text))
         count += 1
     call.cancelled = call.durable
     for id, deliveries in interrupted.items():

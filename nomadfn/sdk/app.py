@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 
 from nomadfn_agent import wire
-from nomadfn_agent.wire import payload as payloads
 
 from nomadfn.exception import Error, InvalidError, ServiceError, UnsupportedError
 
 from . import code, options, service
 from .blocking import Pending, Scope, blocking, in_event_loop
+from .calls import write_blob
 from .client import Client, activate, deactivate
 from .function import Function
 from .progress import LogPrinter, Observer
@@ -31,6 +31,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 STOP_TIMEOUT_S = 30.0
+LOST_STOP_TIMEOUT_S = 3.0
+"""While there is no connection. A control service that comes back later ends the app by itself."""
 _ID_ALPHABET = string.ascii_letters + string.digits
 _apps: weakref.WeakValueDictionary[str, App] = weakref.WeakValueDictionary()
 
@@ -241,7 +243,8 @@ class App:
         cancelled = 0
         try:
             operation = "app.detach" if detach else "app.stop"
-            body = await client.request(operation, {"app_id": running.app_id}, STOP_TIMEOUT_S)
+            timeout_s = STOP_TIMEOUT_S if client.connected else LOST_STOP_TIMEOUT_S
+            body = await client.request(operation, {"app_id": running.app_id}, timeout_s)
             cancelled = int((body or {}).get("cancelled", 0))
         except Error as error:
             observer.notice(f"the app could not be stopped in good order: {error}")
@@ -269,11 +272,11 @@ class App:
                 modules.append(origin.module)
             else:
                 data = code.pickle_function(function.raw_f, function.name, welcome.max_function_bytes)
-                digest = payloads.write_blob(welcome.blobs, data, by_digest=True).name
+                digest = write_blob(welcome.blobs, data, f"function {function.name}", by_digest=True).name
             functions.append(function._complete(origin.module, origin.qualname, digest))
         archive, ref = code.pack(modules, as_modal=as_modal)
         if archive:
-            payloads.write_blob(welcome.blobs, archive, by_digest=True)
+            write_blob(welcome.blobs, archive, "the program's source", by_digest=True)
         return wire.AppSpec(name=self.name, functions=functions, code=ref)
 
 

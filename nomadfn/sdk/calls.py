@@ -17,7 +17,7 @@ from typing import Protocol
 from nomadfn_agent import wire
 from nomadfn_agent.wire import payload as payloads
 
-from nomadfn.exception import RequestSizeError
+from nomadfn.exception import RequestSizeError, ServiceError
 
 from . import errors
 from .blocking import Pending
@@ -51,13 +51,24 @@ def new_call_id() -> str:
 
 
 def store(data: bytes, blobs: str, max_payload_bytes: int, function: str, *, durable: bool) -> tuple[bytes, bool]:
-    """A large payload as a blob: the reference that travels in its place. Raises RequestSizeError."""
+    """A large payload as a blob: the reference that travels in its place. Raises RequestSizeError or ServiceError."""
     if len(data) > max_payload_bytes:
         raise RequestSizeError(
             f"the arguments of {function} have {len(data):,} bytes pickled, over the limit of {max_payload_bytes:,} "
             f"a payload: put them in a file and pass its path"
         )
-    return payloads.encode(payloads.write_blob(blobs, data, sync=durable)), True
+    return payloads.encode(write_blob(blobs, data, f"the arguments of {function}", sync=durable)), True
+
+
+def write_blob(blobs: str, data: bytes, what: str, *, by_digest: bool = False, sync: bool = False) -> payloads.BlobRef:
+    """Put `data` into the blob store. Raises ServiceError with `what` it is when there is no room for it."""
+    try:
+        return payloads.write_blob(blobs, data, by_digest=by_digest, sync=sync)
+    except OSError as error:
+        raise ServiceError(
+            f"{what} ({len(data):,} bytes) could not be stored in {blobs}: {error.strerror or error}; "
+            f"make room there, then try again"
+        ) from None
 
 
 class SingleCall:

@@ -165,6 +165,11 @@ class Client:
             sys.stderr.write(f"nomadfn: the observer failed in {method.__name__}: {error!r}\n")
 
     @property
+    def connected(self) -> bool:
+        """Whether the control service is there now, as far as is known."""
+        return self._link is not None
+
+    @property
     def broken(self) -> bool:
         """Whether the session has ended, in good order or not."""
         return self._broken is not None
@@ -292,7 +297,7 @@ class Client:
         told = False
         while not self._closing:
             if (obituary := self.handle.obituary()) is not None:
-                error = ServiceError(obituary)
+                error = ServiceError(f"{obituary}\n  | {lost.reason}" if lost.reason else obituary)
                 break
             try:
                 if not self.handle.refresh():

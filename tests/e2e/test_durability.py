@@ -54,6 +54,27 @@ MAP = """
         print(len(results), flush=True)
     print("right" if results == list(range(600)) else results)
 """
+WAIT = """
+    import nomadfn
+
+    call = nomadfn.Function.from_name("jobs", "stamp").spawn(5, 2.0)
+    print("waiting", flush=True)
+    print("right" if call.get()[0] == 5 else "wrong")
+"""
+HAND_IN = """
+    import nomadfn
+
+    def items():
+        for x in range(10_000):
+            if x % 500 == 0:
+                print(x, flush=True)
+            yield x
+
+    call = nomadfn.Function.from_name("jobs", "stamp").spawn_map(items())
+    results = list(call.iter())
+    runs = {run for _, run in results}
+    print("right" if [x for x, _ in results] == list(range(10_000)) and len(runs) == 10_000 else "wrong")
+"""
 
 
 @pytest.fixture
@@ -116,12 +137,18 @@ def test_each_acknowledged_spawn_has_one_result_after_the_service_was_killed_whi
     assert {id: by_id[id] for id in seen} == seen, "what was seen once is not run again"
 
 
-def test_a_map_goes_on_after_the_service_was_killed(jobs: World) -> None:
-    program = jobs.start(sys.executable, "map.py")
-    program.says("\n50\n")
+def test_a_map_a_spawn_map_and_a_waiting_get_go_on_after_the_service_was_killed(jobs: World) -> None:
+    jobs.write("wait.py", WAIT)
+    jobs.write("hand_in.py", HAND_IN)
+    waiting = jobs.start(sys.executable, "wait.py")
+    waiting.says("waiting")
+    mapping, handing_in = jobs.start(sys.executable, "map.py"), jobs.start(sys.executable, "hand_in.py")
+    mapping.says("\n20\n")
+    handing_in.says("\n3000\n")
     jobs.kill_service()
     jobs.up()
-    assert program.wait().ok().out.splitlines()[-1] == "right"
+    for program in (waiting, mapping, handing_in):
+        assert program.wait().ok().out.splitlines()[-1] == "right"
 
 
 def test_an_attached_run_goes_on_after_the_service_was_killed(jobs: World) -> None:

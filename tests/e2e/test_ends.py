@@ -215,6 +215,21 @@ def test_killing_a_private_service_ends_the_run_with_its_last_words(world: World
     nothing_is_left(world)
 
 
+def test_down_is_no_loss_of_containers_and_ctrl_c_does_not_wait_for_what_is_gone(world: World) -> None:
+    world.write("mild.py", MILD)
+    world.up()
+    run = world.start(NOMADFN, "run", "mild.py")
+    eventually(lambda: MOMENTS["while all run"](world), "all run")
+    world.nomadfn("down").ok()
+    eventually(lambda: "trying to get it back" in run.err, "the run knows")
+    os.kill(run.pid, signal.SIGINT)
+    done = run.wait(timeout_s=20).without_our_frames()
+    assert done.code == 130, done.report
+    assert "it was told to end" in done.err, done.report
+    assert "lost (killed" not in done.err, done.report
+    world.all_gone()
+
+
 def test_down_ends_everything_of_functions_that_will_not_end(world: World) -> None:
     world.write("stubborn.py", STUBBORN)
     world.up()

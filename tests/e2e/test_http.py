@@ -103,7 +103,7 @@ def test_what_a_function_raises_is_an_error_with_the_users_frames(curl: Curl) ->
     assert error["message"] == "nothing here"
     assert 'web.py", line' in error["traceback"]
     assert "nomadfn_agent" not in error["traceback"]
-    curl.error(400, "SerializationError", "POST", "/v1/apps/web/functions/odd/call", data={})
+    curl.error(500, "SerializationError", "POST", "/v1/apps/web/functions/odd/call", data={})
     error = curl.error(500, "InternalFailure", "POST", "/v1/apps/web/functions/die/call", data={})
     assert "exit code 9" in error["message"]
 

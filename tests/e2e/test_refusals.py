@@ -151,6 +151,34 @@ def test_a_full_disk_is_said_and_what_was_acknowledged_is_there_once_there_is_ro
             jobs.stop_service()
 
 
+def test_a_private_service_whose_disk_is_full_says_so(jobs: World) -> None:
+    jobs.write(
+        "full.py",
+        """
+        import nomadfn
+
+        app = nomadfn.App("full")
+
+        @app.function()
+        def size(text):
+            return len(text)
+
+        @app.local_entrypoint()
+        def spawn():
+            while True:
+                size.spawn("x" * 1_000)
+
+        @app.local_entrypoint()
+        def map():
+            list(size.map("x" * 300_000 for _ in range(100)))
+        """,
+    )
+    with small_disk(jobs.data, "2m"):
+        jobs.nomadfn("run", "full.py::spawn", TMPDIR=str(jobs.data)).refused(3, "the disk is full")
+        jobs.nomadfn("run", "full.py::map", TMPDIR=str(jobs.data)).refused(3, "No space left", "make room")
+    jobs.all_gone()
+
+
 def test_a_disk_that_is_full_from_the_start_is_said(jobs: World) -> None:
     with small_disk(jobs.data, "64k"):
         (jobs.data / "filler").write_bytes(b"x" * 60 * 1024)

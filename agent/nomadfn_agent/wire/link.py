@@ -27,6 +27,11 @@ DEAD_PEER_S = 30
 class LinkClosed(ConnectionError):
     """The websocket is closed, by either side."""
 
+    def __init__(self, text: str, reason: str = "") -> None:
+        super().__init__(text)
+        self.reason = reason
+        """What the other side gave as its reason, if it gave one."""
+
 
 class LinkRefused(ConnectionError):
     """The server answered the handshake with something else than a websocket."""
@@ -146,14 +151,14 @@ class Link:
         protocol = self._protocol
         if not count:
             protocol.receive_eof()
-            raise LinkClosed("the other side closed the connection")
+            raise _closed(protocol)
         protocol.receive_data(memoryview(self._buffer)[:count])  # type: ignore[arg-type]
         closing = self._take(protocol.events_received())
         self._owed.extend(data for data in protocol.data_to_send() if data)
         if self._owed:
             self._pay()
         if not self._ready and (closing or protocol.parser_exc is not None):
-            raise LinkClosed(closing_text(protocol))
+            raise link_closed(protocol)
 
     def _take(self, events: list[Any]) -> bool:
         """Keep the messages among `events`; says whether the other side is closing."""
@@ -229,11 +234,12 @@ def _shake_hands(sock: socket.socket, protocol: ClientProtocol, token: str, dead
             raise LinkClosed("the other side closed the connection during the handshake")
 
 
-def closing_text(protocol: ClientProtocol) -> str:
+def link_closed(protocol: ClientProtocol) -> LinkClosed:
     """Why the other side has ended a connection, as far as it has said so."""
     close = protocol.close_rcvd
-    if protocol.parser_exc is not None:
-        return f"the other side broke the websocket protocol: {protocol.parser_exc}"
-    if close is None:
-        return "the connection is closed"
-    return f"the other side closed the connection: {close.reason or f'code {close.code}'}"
+    fault = protocol.parser_exc
+    if close is None and fault is not None and not isinstance(fault, EOFError):
+        return LinkClosed(f"the other side broke the websocket protocol: {fault}")
+    if close is None or not close.reason:
+        return LinkClosed("the other side closed the connection")
+    return LinkClosed(f"the other side closed the connection: {close.reason}", close.reason)
