@@ -34,6 +34,8 @@ LEFT_OUT = ("adapters", "cli", "control")
 """Parts of nomadfn that no program imports."""
 OLDEST_PYTHON = (3, 11)
 SUFFIXES = (".py", ".so")
+FILES = "files"
+"""The member of the archive with all files in it."""
 DIGEST_LENGTH = 16
 PIP_TIMEOUT_S = 180.0
 COMPILE_TIMEOUT_S = 180.0
@@ -183,20 +185,21 @@ def _download(target: Target, folder: str) -> None:
 
 
 def _pack(target: Target, stage: Path) -> Bundle:
+    """An archive of `nomadfn_agent.bootstrap` and the files that it unpacks."""
     files = {path.relative_to(stage).as_posix(): path.read_bytes() for path in stage.rglob("*") if path.is_file()}
-    content = hashlib.sha256()
-    for name in sorted(files):
-        content.update(f"{name}\0{len(files[name])}\0".encode() + files[name])
+    names = sorted(files)
+    index = "\n".join(f"{len(files[name])} {name}" for name in names)
+    content = b"".join((index.encode(), b"\n\n", *(files[name] for name in names)))
+    folder = hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
     start = files["nomadfn_agent/bootstrap.py"].decode()
-    folder = content.hexdigest()[:DIGEST_LENGTH]
-    files["__main__.py"] = f"{start}\n\nrun({folder!r}, {target.python!r}, {target.machine!r})\n".encode()
+    start += f"\n\nrun(lambda: __loader__.get_data({FILES!r}), {folder!r}, {target.python!r}, {target.machine!r})\n"
     buffer = io.BytesIO(b"#!/usr/bin/env python3\n")
     buffer.seek(0, os.SEEK_END)
-    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for name in sorted(files):
+    with zipfile.ZipFile(buffer, "a") as archive:
+        for name, data in (("__main__.py", start.encode()), (FILES, content)):
             entry = zipfile.ZipInfo(name)  # Its date is the same for all, the oldest that an archive can hold.
             entry.external_attr = 0o644 << 16
             entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, files[name])
-    data = buffer.getvalue()
-    return Bundle(data, hashlib.sha256(data).hexdigest())
+            archive.writestr(entry, data, compresslevel=9)
+    made = buffer.getvalue()
+    return Bundle(made, hashlib.sha256(made).hexdigest())

@@ -10,16 +10,18 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from nomadfn_agent import bootstrap
 from starlette.applications import Starlette
 from starlette.types import Message
 
 from nomadfn.control import api
-from nomadfn.control.agent_bundle import LIBRARIES, Bundle, Bundles, Target, build
+from nomadfn.control.agent_bundle import FILES, LIBRARIES, Bundle, Bundles, Target, build
 from nomadfn.exception import ConflictError, NotFoundError
 
 HERE = Target.here()
@@ -38,6 +40,14 @@ def run(data: bytes, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {"NOMAD_TASK_DIR": str(folder)}
     command = [sys.executable, "-I", "-S", str(path)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def contents(bundle: Bundle) -> dict[str, bytes]:
+    data = zipfile.ZipFile(io.BytesIO(bundle.data)).read(FILES)
+    with tempfile.TemporaryDirectory() as folder:
+        bootstrap.write_all(data, folder)
+        paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def test_equal_content_gives_equal_bytes(bundle: Bundle) -> None:
@@ -79,7 +89,7 @@ def test_what_is_unpacked_is_compiled_already_and_used_again(bundle: Bundle, tmp
 
 
 def test_the_control_services_own_parts_are_not_in_it(bundle: Bundle) -> None:
-    names = zipfile.ZipFile(io.BytesIO(bundle.data)).namelist()
+    names = contents(bundle)
     assert "nomadfn/sdk/app.py" in names
     assert not [name for name in names if name.startswith(("nomadfn/control", "nomadfn/cli", "nomadfn/adapters"))]
 
@@ -144,10 +154,10 @@ def _digest(text: str) -> str:
 @pytest.mark.usefixtures("wheelhouse")
 def test_for_another_python_the_libraries_come_from_pip_and_the_bundle_starts_only_there(tmp_path: Path) -> None:
     made = Bundles().get(OTHER_PYTHON)
-    archive = zipfile.ZipFile(io.BytesIO(made.data))
-    assert archive.read("msgspec/__init__.py") == b"NAME = 'msgspec'\n"
-    assert archive.read("websockets/_fast.so") == b"compiled"
-    assert not [name for name in archive.namelist() if name.endswith((".txt", ".pyc", "METADATA"))]
+    files = contents(made)
+    assert files["msgspec/__init__.py"] == b"NAME = 'msgspec'\n"
+    assert files["websockets/_fast.so"] == b"compiled"
+    assert not [name for name in files if name.endswith((".txt", ".pyc", "METADATA"))]
     done = run(made.data, tmp_path)
     assert done.returncode == 1
     machine = os.uname().machine
