@@ -14,7 +14,7 @@ from typing import Callable  # noqa: UP035 - as old Pythons know it
 def run(read: Callable[[], bytes], digest: str, python: str, machine: str) -> None:
     """Be the agent of this archive, made for this Python ("3.12") and machine ("x86_64"); `read` gives its files."""
     here, this = ".".join(map(str, sys.version_info[:2])), os.uname().machine
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036
         sys.exit(f"nomadfn: this is Python {here}, and functions need 3.11 or newer: use another image")
     if (here, this) != (python, machine):
         sys.exit(
@@ -57,11 +57,14 @@ def write_all(data: bytes, folder: str) -> None:
     """Put each of the files under `folder`."""
     index, _, _ = data.partition(b"\n\n")
     start = len(index) + 2
+    made = set()
     for line in index.decode().split("\n"):
         size, _, name = line.partition(" ")
         path = os.path.join(folder, name)
         end = start + int(size)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if os.path.dirname(path) not in made:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            made.add(os.path.dirname(path))
         with open(path, "wb", buffering=0) as file:
             file.write(memoryview(data)[start:end])
         start = end

@@ -30,8 +30,9 @@ import nomadfn
 from nomadfn.exception import ConflictError, NotFoundError
 
 LIBRARIES = ("cloudpickle", "msgspec", "websockets")
-LEFT_OUT = ("adapters", "cli", "control")
-"""Parts of nomadfn that no program imports."""
+LEFT_OUT = ("adapters", "cli", "control", "core")
+"""Parts of nomadfn that no program imports, but for KEPT."""
+KEPT = ("core/__init__.py", "core/gpus.py")
 OLDEST_PYTHON = (3, 11)
 SUFFIXES = (".py", ".so")
 FILES = "files"
@@ -114,12 +115,16 @@ def build(target: Target) -> Bundle:
     with tempfile.TemporaryDirectory(prefix="nomadfn-bundle-") as name:
         stage = Path(name, "stage")
         stage.mkdir()
-        _copy(_own_files(), stage)
         if target == Target.here():
             _copy(_library_files(), stage)
+            _compile(stage, "-b")
+            for path in stage.rglob("*.py"):
+                path.unlink()  # Half as many files to unpack; ours stay, because tracebacks tell of them.
+            _copy(_own_files(), stage)
             _compile(stage)
         else:
             _unpack_wheels(target, stage)
+            _copy(_own_files(), stage)
         return _pack(target, stage)
 
 
@@ -128,9 +133,9 @@ def _own_files() -> Iterator[tuple[Path, str]]:
     for package in (nomadfn, nomadfn_agent):
         folder = Path(package.__path__[0])
         for path in folder.rglob("*.py"):
-            parts = path.relative_to(folder).parts
-            if package is nomadfn_agent or parts[0] not in LEFT_OUT:
-                yield path, "/".join((folder.name, *parts))
+            name = path.relative_to(folder).as_posix()
+            if package is nomadfn_agent or name.partition("/")[0] not in LEFT_OUT or name in KEPT:
+                yield path, f"{folder.name}/{name}"
 
 
 def _library_files() -> Iterator[tuple[Path, str]]:
@@ -147,9 +152,9 @@ def _copy(files: Iterator[tuple[Path, str]], stage: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _compile(stage: Path) -> None:
+def _compile(stage: Path, *more: str) -> None:
     """An agent that starts in a fresh container would compile everything at each start."""
-    options = ["-q", "--invalidation-mode", "unchecked-hash", "-s", str(stage), str(stage)]
+    options = ["-q", *more, "--invalidation-mode", "unchecked-hash", "-s", str(stage), str(stage)]
     # A process of its own: what bytes come out depends on what else the compiling one has in memory.
     command = [sys.executable, "-I", "-m", "compileall", *options]
     subprocess.run(command, check=False, timeout=COMPILE_TIMEOUT_S, stdout=subprocess.DEVNULL)
