@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import nomadfn_agent
+from nomadfn_agent import wire
 
 import nomadfn
 from nomadfn.exception import ConflictError, NotFoundError
@@ -130,11 +130,11 @@ def build(target: Target) -> Bundle:
 
 def _own_files() -> Iterator[tuple[Path, str]]:
     """Source files of nomadfn and the agent, with their names in the bundle."""
-    for package in (nomadfn, nomadfn_agent):
-        folder = Path(package.__path__[0])
+    agent = Path(wire.__path__[0]).parent
+    for folder in (Path(nomadfn.__path__[0]), agent):
         for path in folder.rglob("*.py"):
             name = path.relative_to(folder).as_posix()
-            if package is nomadfn_agent or name.partition("/")[0] not in LEFT_OUT or name in KEPT:
+            if folder == agent or name.partition("/")[0] not in LEFT_OUT or name in KEPT:
                 yield path, f"{folder.name}/{name}"
 
 
