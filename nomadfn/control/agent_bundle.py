@@ -7,6 +7,8 @@ fetches the libraries' wheels, at the versions that are here. Equal content give
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import io
 import os
@@ -27,7 +29,7 @@ from pathlib import Path
 from nomadfn_agent import wire
 
 import nomadfn
-from nomadfn.exception import ConflictError, NotFoundError
+from nomadfn.exception import ConflictError, NotFoundError, ServiceError
 
 LIBRARIES = ("cloudpickle", "msgspec", "websockets")
 LEFT_OUT = ("adapters", "cli", "control", "core")
@@ -56,7 +58,7 @@ class Target:
 
     @classmethod
     def here(cls) -> Target:
-        libc = "musllinux" if "musl" in str(sysconfig.get_config_var("SOABI")) else "linux"
+        libc = "musllinux" if "musl" in str(sysconfig.get_config_var("SOABI")) else sys.platform
         return cls(f"{sys.version_info.major}.{sys.version_info.minor}", libc, platforms.machine())
 
     @classmethod
@@ -68,7 +70,9 @@ class Target:
         if match is None or (3, int(match[1])) < OLDEST_PYTHON:
             raise NotFoundError(f"there is no agent for Python {python[:20]!r}; it runs on 3.11 and newer: python=3.12")
         if not platform:
-            return cls(python, here.libc, here.machine)
+            # Containers run on Linux, wherever this control service does.
+            known = here.libc.endswith("linux")
+            platform = f"{here.libc}_{here.machine}" if known else f"linux_{here.machine.replace('arm64', 'aarch64')}"
         match = re.fullmatch(r"(linux|manylinux(?:\d{4}|_\d+_\d+)|musllinux(?:_\d+_\d+)?)_([a-z0-9_]{3,12})", platform)
         if match is None:
             raise NotFoundError(
@@ -90,24 +94,62 @@ class Bundle:
 
 
 class Bundles:
-    """Every bundle that was asked for, made once each. Calls block; any thread may make them."""
+    """Every bundle that was asked for, made once each, one after the other."""
 
     def __init__(self) -> None:
         self._made: dict[Target, Bundle] = {}
         self._lock = threading.Lock()
+        self._waiting: dict[Target, asyncio.Future[Bundle]] = {}
 
     def get(self, python: str = "", platform: str = "") -> Bundle:
-        """The bundle for a Python ("3.12") and a platform ("linux_x86_64"); those of this process where empty.
+        """The bundle for a Python ("3.12") and a platform ("linux_x86_64"); those of this process where empty. Blocks.
 
         Raises `NotFoundError` for what nomadfn does not run on, and `ConflictError` where it cannot be made here.
         """
         target = Target.parse(python, platform)
         with self._lock:
             if target not in self._made:
+                made = build(target)
                 if len(self._made) == MAX_BUNDLES:
                     del self._made[next(iter(self._made))]
-                self._made[target] = build(target)
+                self._made[target] = made
             return self._made[target]
+
+    async def offer(self, python: str = "", platform: str = "") -> Bundle:
+        """The same without blocking. Raises `ServiceError`, too, while many others are being made."""
+        target = Target.parse(python, platform)
+        if (made := self._made.get(target)) is not None:
+            return made
+        if target not in self._waiting:
+            if len(self._waiting) == MAX_BUNDLES:
+                raise ServiceError("agents for several other Pythons are being put together; ask again in a minute")
+            self._waiting[target] = self._start(target)
+        return await asyncio.shield(self._waiting[target])
+
+    def _start(self, target: Target) -> asyncio.Future[Bundle]:
+        """Make it on a thread that nothing waits for when this process ends."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Bundle] = loop.create_future()
+
+        def tell(made: Bundle | Exception) -> None:
+            del self._waiting[target]
+            if isinstance(made, Exception):
+                future.set_exception(made)
+                future.exception()  # Read it: whoever asked may have hung up.
+            else:
+                future.set_result(made)
+
+        def work() -> None:
+            made: Bundle | Exception
+            try:
+                made = self.get(target.python, f"{target.libc}_{target.machine}")
+            except Exception as error:
+                made = error
+            with contextlib.suppress(RuntimeError):  # The loop has ended.
+                loop.call_soon_threadsafe(tell, made)
+
+        threading.Thread(target=work, name="agent bundle", daemon=True).start()
+        return future
 
 
 def build(target: Target) -> Bundle:

@@ -6,11 +6,13 @@ import asyncio
 import base64
 import hashlib
 import io
+import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -20,9 +22,9 @@ from nomadfn_agent import bootstrap
 from starlette.applications import Starlette
 from starlette.types import Message
 
-from nomadfn.control import api
-from nomadfn.control.agent_bundle import FILES, LIBRARIES, Bundle, Bundles, Target, build
-from nomadfn.exception import ConflictError, NotFoundError
+from nomadfn.control import agent_bundle, api
+from nomadfn.control.agent_bundle import FILES, LIBRARIES, MAX_BUNDLES, Bundle, Bundles, Target, build
+from nomadfn.exception import ConflictError, NotFoundError, ServiceError
 
 HERE = Target.here()
 OTHER_PYTHON = "3.99"
@@ -192,19 +194,61 @@ async def get(path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
 
 
 @pytest.fixture
-def answer(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the route makes is made already."""
-    own = Bundles.get
-    monkeypatch.setattr(Bundles, "get", lambda self, *asked: own(self, *asked) if any(asked) else bundle)
+def made_already(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> list[Target]:
+    """Bundles are there at once; which were made stands in the list."""
+    made: list[Target] = []
+
+    def build(target: Target) -> Bundle:
+        made.append(target)
+        if target.python == OTHER_PYTHON:
+            raise ConflictError("it cannot be made here")
+        return bundle
+
+    monkeypatch.setattr(agent_bundle, "build", build)
+    return made
 
 
-@pytest.mark.usefixtures("answer")
-def test_it_is_offered_with_its_digest_and_not_sent_twice(bundle: Bundle) -> None:
+def test_it_is_offered_with_its_digest_and_not_sent_twice(bundle: Bundle, made_already: list[Target]) -> None:
     status, headers, body = asyncio.run(get(api.BUNDLE_PATH))
     assert (status, hashlib.sha256(body).hexdigest()) == (200, bundle.digest)
     assert headers["etag"] == f'"{bundle.digest}"'
     status, headers, body = asyncio.run(get(api.BUNDLE_PATH, if_none_match=headers["etag"]))
     assert (status, body) == (304, b"")
-    status, _, body = asyncio.run(get(f"{api.BUNDLE_PATH}?python=3.9"))
-    assert status == 404
-    assert b"3.11 and newer" in body
+
+
+@pytest.mark.parametrize(("query", "status"), [("python=3.9", 404), (f"python={OTHER_PYTHON}", 409)])
+def test_why_there_is_none_is_said_over_http(made_already: list[Target], query: str, status: int) -> None:
+    found, _, body = asyncio.run(get(f"{api.BUNDLE_PATH}?{query}"))
+    assert found == status
+    assert set(json.loads(body)["error"]) == {"kind", "message"}
+
+
+def test_many_who_ask_at_once_get_the_same_and_it_is_made_once(bundle: Bundle, made_already: list[Target]) -> None:
+    async def ask() -> None:
+        bundles = Bundles()
+        assert await asyncio.gather(*(bundles.offer("3.12") for _ in range(20))) == [bundle] * 20
+        with pytest.raises(ConflictError):
+            await bundles.offer(OTHER_PYTHON)
+        assert await bundles.offer("3.12") is bundle
+
+    asyncio.run(ask())
+    assert [target.python for target in made_already] == ["3.12", OTHER_PYTHON]
+
+
+def test_more_pythons_than_anybody_needs_are_not_made_at_once(
+    made_already: list[Target], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_build = threading.Event()
+    build = agent_bundle.build
+    monkeypatch.setattr(agent_bundle, "build", lambda target: may_build.wait(30) and build(target))
+
+    async def ask() -> None:
+        bundles = Bundles()
+        asked = [asyncio.ensure_future(bundles.offer(f"3.{minor}")) for minor in range(20, 20 + MAX_BUNDLES)]
+        await asyncio.sleep(0)
+        with pytest.raises(ServiceError, match="ask again"):
+            await bundles.offer("3.50")
+        may_build.set()
+        await asyncio.gather(*asked)
+
+    asyncio.run(ask())
