@@ -80,7 +80,7 @@ def test_names_that_look_alike_are_jobs_of_their_own() -> None:
 
 
 def test_where_the_control_service_is_makes_no_other_job() -> None:
-    moved = JobSettings(control_urls=("http://b",), agent_url="http://b/agent")
+    moved = JobSettings(control_urls=("http://b",))
     assert jobspec.render(PLAIN, moved).job_id == jobspec.render(PLAIN, JobSettings()).job_id
     assert jobspec.render(PLAIN, moved).variables != jobspec.render(PLAIN, JobSettings()).variables
 

@@ -185,6 +185,8 @@ def _log(state: State, alloc_id: str, *, body: Any, query: Any) -> Any:
 
 
 def _put_variable(state: State, path: str, *, body: Any, query: Any) -> Any:
+    if query.get("namespace") != "default":
+        raise Refused(403, "Permission denied")
     state.variables[path] = body["Items"]
     return {}
 
