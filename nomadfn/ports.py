@@ -236,7 +236,7 @@ class Cluster(Protocol):
         ...
 
     def note(self, function: str, reason: str) -> None:
-        """Why the function's containers become more or fewer, for people; told before they do."""
+        """Why the function's containers become more or fewer, for who looks at the cluster; told before they do."""
         ...
 
     def retire(self, app: str) -> None:

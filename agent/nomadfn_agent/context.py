@@ -27,6 +27,15 @@ def current_function_call_id() -> str | None:
     return None if now is None else now[0]
 
 
+def control_urls() -> list[str]:
+    """Where the control services of this container's cluster are, as its agent knows it now; empty on one machine."""
+    try:
+        with open(os.environ.get("NOMADFN_CONTROL_FILE", "")) as file:
+            return file.read().split()
+    except OSError:
+        return os.environ.get("NOMADFN_CONTROL_URLS", "").split()
+
+
 def is_container() -> bool:
     """Whether this process is a container, or was started by one."""
     return "NOMADFN_CONTAINER_ID" in os.environ

@@ -18,7 +18,7 @@ from .channel import WebsocketFraming
 from .child import adopt_orphans
 from .seek import Place, Seeker, say
 from .supervisor import Supervisor, freeze, warm_up
-from .wire import Ended, Leaving, Start, ToSupervisorFrame, decode_from_agent, decode_to_supervisor
+from .wire import Ended, Joined, Leaving, Start, ToSupervisorFrame, decode_from_agent, decode_to_supervisor
 
 PING_S = 2.0
 SILENT_S = 6.0
@@ -61,10 +61,21 @@ class Agent(Supervisor):
     def _take(self, frame: ToSupervisorFrame) -> None:
         if self._channel.socket is None:
             return  # It came just before the end of the connection; the next control service says what it wants.
-        if isinstance(frame, Start) and self._leaving:
+        if isinstance(frame, Joined):
+            self._on_control_urls(frame.control_urls)
+        elif isinstance(frame, Start) and self._leaving:
             self._send(Ended(frame.container, -signal.SIGTERM, "nomadfn: the agent was about to end"))
         else:
             super()._take(frame)
+
+    def _on_control_urls(self, urls: list[str]) -> None:
+        """For this agent and, in a file, for its containers."""
+        self._seeker.look_at(urls)
+        path = os.environ.get("NOMADFN_CONTROL_FILE")
+        if urls and path:
+            with open(f"{path}.new", "w") as file:
+                file.write("\n".join(urls))
+            os.replace(f"{path}.new", path)
 
     def _on_lost(self, error: OSError) -> None:
         self._disconnect()
@@ -140,6 +151,7 @@ def _prepare_environment() -> None:
     os.environ.pop("NOMADFN_JOIN_TOKEN", None)
     if folder := os.environ.get("NOMAD_TASK_DIR"):
         os.environ.setdefault("NOMADFN_CODE_CACHE", os.path.join(folder, "code"))
+        os.environ.setdefault("NOMADFN_CONTROL_FILE", os.path.join(folder, "control_urls"))
     devices = os.environ.get("NVIDIA_VISIBLE_DEVICES", "")
     if devices not in ("", "all", "none", "void"):
         # With an image its runtime shows only these; on exec and raw_exec nothing else hides the others.

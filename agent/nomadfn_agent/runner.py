@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import time
-from collections.abc import Sequence
 
 from .code import Code
+from .context import control_urls
 from .execute import flush_streams, make_executor
 from .loop import LINK_LOST, Loop
 from .wire import VERSION, Bind, Hello, Ready, StartFailed, decode_to_runner, encode
@@ -45,8 +44,7 @@ def main() -> int:
         link.send(encode(StartFailed(encode_payload(code.describe(error)))))
         link.close()
         return NOT_LOADED
-    urls = os.environ.get("NOMADFN_CONTROL_URLS", "").split()
-    rejoin = functools.partial(_rejoin, urls) if urls else None
+    rejoin = _rejoin if control_urls() else None
     loop = Loop(link, executor.run, executor.interrupt, flush_streams, rejoin, bind.code.digest)
     link.send(encode(Ready(slots=1)))
     loop.serve(rest)
@@ -67,14 +65,15 @@ def _join(link: Link) -> tuple[Bind, list[bytes]]:
     return bind, messages[1:]
 
 
-def _rejoin(urls: Sequence[str]) -> Link:
+def _rejoin() -> Link:
     """Have the control service that leads now take this container on. Raises LinkClosed when none does in time."""
     from .seek import REASONS, ask_leader
 
     deadline = time.monotonic() + REJOIN_S
     pause_s = 0.02
+    why: Exception = LinkClosed("no address of one is known")
     while True:
-        for url in urls:
+        for url in control_urls():
             try:
                 link = Link.connect(ask_leader(url), os.environ["NOMADFN_TOKEN"], REJOIN_TRY_S)
                 try:

@@ -13,7 +13,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -27,6 +27,8 @@ ASK_S = 3.0
 JOIN_S = 15.0
 """How long the control service may take to look at the agent's identity and allocation."""
 FIRST_DELAY_S = 0.05
+DELAY_GROWTH = 1.25
+"""Slow: in the first seconds a standby takes over, and waits for its agents."""
 MAX_DELAY_S = 5.0
 STEADY_S = 5.0
 """A connection that ends sooner counts as one more failure."""
@@ -93,6 +95,7 @@ class Seeker:
 
     def __init__(self, place: Place, wake: int) -> None:
         self._place = place
+        self._urls = place.urls
         self._wake = wake
         self._last = ""
         """The address that was good last."""
@@ -100,6 +103,10 @@ class Seeker:
         self._joined_at = 0.0
         self._thread: threading.Thread | None = None
         self._found: tuple[Link, list[bytes]] | None = None
+
+    def look_at(self, urls: Sequence[str]) -> None:
+        """Where control services are from now on; those that the job names stay good."""
+        self._urls = tuple(dict.fromkeys((*urls, *self._place.urls)))
 
     def start(self, containers: list[str]) -> None:
         """Look for the leader until it has taken the agent in, with these containers."""
@@ -121,10 +128,10 @@ class Seeker:
         begin, quiet_s = time.monotonic(), QUIET_S
         while True:
             if self._failures:
-                longest = min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self._failures, 16))
+                longest = min(MAX_DELAY_S, FIRST_DELAY_S * DELAY_GROWTH ** min(self._failures, 64))
                 time.sleep(longest * random.uniform(0.5, 1.0))
             why: dict[str, str] = {}
-            for url in sorted(self._place.urls, key=lambda one: one != self._last):
+            for url in sorted(self._urls, key=lambda one: one != self._last):
                 try:
                     self._found = self._join(url, containers)
                 except (*REASONS, LookupError) as error:

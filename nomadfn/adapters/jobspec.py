@@ -26,8 +26,12 @@ OPERATORS = ("=", "!=", ">", ">=", "<", "<=", "regexp", "set_contains", "set_con
 MAX_PRIORITY = 49
 SLUG_LENGTH = 40
 DIGEST_LENGTH = 10
-ADDRESSES = ("agent_url", "control_urls")
-"""Variables that may change while a spec does not: a running job is not replaced because of them."""
+ADDRESSES = ("control_urls",)
+"""Variables that may change while a spec does not: agents learn of new addresses when they join.
+
+`agent_url` is not among them: where the control service that offers the agent is gone, a job can start no container
+any more. The next leader's containers go into another job, and those that run go on in the old one.
+"""
 
 
 @dataclass(frozen=True, slots=True)

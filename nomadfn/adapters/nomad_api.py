@@ -165,12 +165,13 @@ class NomadApi:
         return self._ask(read)
 
     def put_variable(self, path: str, items: dict[str, str]) -> None:
-        self._ask(lambda client: client.variable.create_variable(path, {"Path": path, "Items": items}))
+        body, namespace = {"Path": path, "Items": items}, self.address.namespace
+        self._ask(lambda client: client.variable.create_variable(path, body, namespace=namespace))
 
     def delete_variable(self, path: str) -> None:
         """Deleting what is not there is no error."""
         try:
-            self._ask(lambda client: client.variable.delete_variable(path))
+            self._ask(lambda client: client.variable.delete_variable(path, namespace=self.address.namespace))
         except NotFoundError:
             pass
 

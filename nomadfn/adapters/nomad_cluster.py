@@ -90,6 +90,11 @@ class NomadCluster:
     def __init__(self, api: NomadApi, settings: JobSettings, join_token: Callable[[str], str] | None = None) -> None:
         if settings.workload_identity == (join_token is not None):
             raise InvalidError("agents join with a workload identity or else with a join_token; give exactly one")
+        if api.address.namespace != settings.namespace:
+            raise InvalidError(
+                f"jobs are to be in the namespace {settings.namespace}, but Nomad is asked in {api.address.namespace}; "
+                "set NOMAD_NAMESPACE to the same"
+            )
         self._api = api
         self._settings = settings
         self._join_token = join_token

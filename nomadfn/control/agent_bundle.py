@@ -7,6 +7,8 @@ fetches the libraries' wheels, at the versions that are here. Equal content give
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import io
 import os
@@ -24,16 +26,19 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import nomadfn_agent
+from nomadfn_agent import wire
 
 import nomadfn
-from nomadfn.exception import ConflictError, NotFoundError
+from nomadfn.exception import ConflictError, NotFoundError, ServiceError
 
 LIBRARIES = ("cloudpickle", "msgspec", "websockets")
-LEFT_OUT = ("adapters", "cli", "control")
-"""Parts of nomadfn that no program imports."""
+LEFT_OUT = ("adapters", "cli", "control", "core")
+"""Parts of nomadfn that no program imports, but for KEPT."""
+KEPT = ("core/__init__.py", "core/gpus.py")
 OLDEST_PYTHON = (3, 11)
 SUFFIXES = (".py", ".so")
+FILES = "files"
+"""The member of the archive with all files in it."""
 DIGEST_LENGTH = 16
 PIP_TIMEOUT_S = 180.0
 COMPILE_TIMEOUT_S = 180.0
@@ -53,7 +58,7 @@ class Target:
 
     @classmethod
     def here(cls) -> Target:
-        libc = "musllinux" if "musl" in str(sysconfig.get_config_var("SOABI")) else "linux"
+        libc = "musllinux" if "musl" in str(sysconfig.get_config_var("SOABI")) else sys.platform
         return cls(f"{sys.version_info.major}.{sys.version_info.minor}", libc, platforms.machine())
 
     @classmethod
@@ -65,7 +70,9 @@ class Target:
         if match is None or (3, int(match[1])) < OLDEST_PYTHON:
             raise NotFoundError(f"there is no agent for Python {python[:20]!r}; it runs on 3.11 and newer: python=3.12")
         if not platform:
-            return cls(python, here.libc, here.machine)
+            # Containers run on Linux, wherever this control service does.
+            known = here.libc.endswith("linux")
+            platform = f"{here.libc}_{here.machine}" if known else f"linux_{here.machine.replace('arm64', 'aarch64')}"
         match = re.fullmatch(r"(linux|manylinux(?:\d{4}|_\d+_\d+)|musllinux(?:_\d+_\d+)?)_([a-z0-9_]{3,12})", platform)
         if match is None:
             raise NotFoundError(
@@ -87,24 +94,62 @@ class Bundle:
 
 
 class Bundles:
-    """Every bundle that was asked for, made once each. Calls block; any thread may make them."""
+    """Every bundle that was asked for, made once each, one after the other."""
 
     def __init__(self) -> None:
         self._made: dict[Target, Bundle] = {}
         self._lock = threading.Lock()
+        self._waiting: dict[Target, asyncio.Future[Bundle]] = {}
 
     def get(self, python: str = "", platform: str = "") -> Bundle:
-        """The bundle for a Python ("3.12") and a platform ("linux_x86_64"); those of this process where empty.
+        """The bundle for a Python ("3.12") and a platform ("linux_x86_64"); those of this process where empty. Blocks.
 
         Raises `NotFoundError` for what nomadfn does not run on, and `ConflictError` where it cannot be made here.
         """
         target = Target.parse(python, platform)
         with self._lock:
             if target not in self._made:
+                made = build(target)
                 if len(self._made) == MAX_BUNDLES:
                     del self._made[next(iter(self._made))]
-                self._made[target] = build(target)
+                self._made[target] = made
             return self._made[target]
+
+    async def offer(self, python: str = "", platform: str = "") -> Bundle:
+        """The same without blocking. Raises `ServiceError`, too, while many others are being made."""
+        target = Target.parse(python, platform)
+        if (made := self._made.get(target)) is not None:
+            return made
+        if target not in self._waiting:
+            if len(self._waiting) == MAX_BUNDLES:
+                raise ServiceError("agents for several other Pythons are being put together; ask again in a minute")
+            self._waiting[target] = self._start(target)
+        return await asyncio.shield(self._waiting[target])
+
+    def _start(self, target: Target) -> asyncio.Future[Bundle]:
+        """Make it on a thread that nothing waits for when this process ends."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Bundle] = loop.create_future()
+
+        def tell(made: Bundle | Exception) -> None:
+            del self._waiting[target]
+            if isinstance(made, Exception):
+                future.set_exception(made)
+                future.exception()  # Read it: whoever asked may have hung up.
+            else:
+                future.set_result(made)
+
+        def work() -> None:
+            made: Bundle | Exception
+            try:
+                made = self.get(target.python, f"{target.libc}_{target.machine}")
+            except Exception as error:
+                made = error
+            with contextlib.suppress(RuntimeError):  # The loop has ended.
+                loop.call_soon_threadsafe(tell, made)
+
+        threading.Thread(target=work, name="agent bundle", daemon=True).start()
+        return future
 
 
 def build(target: Target) -> Bundle:
@@ -112,23 +157,27 @@ def build(target: Target) -> Bundle:
     with tempfile.TemporaryDirectory(prefix="nomadfn-bundle-") as name:
         stage = Path(name, "stage")
         stage.mkdir()
-        _copy(_own_files(), stage)
         if target == Target.here():
             _copy(_library_files(), stage)
+            _compile(stage, "-b")
+            for path in stage.rglob("*.py"):
+                path.unlink()  # Half as many files to unpack; ours stay, because tracebacks tell of them.
+            _copy(_own_files(), stage)
             _compile(stage)
         else:
             _unpack_wheels(target, stage)
+            _copy(_own_files(), stage)
         return _pack(target, stage)
 
 
 def _own_files() -> Iterator[tuple[Path, str]]:
     """Source files of nomadfn and the agent, with their names in the bundle."""
-    for package in (nomadfn, nomadfn_agent):
-        folder = Path(package.__path__[0])
+    agent = Path(wire.__path__[0]).parent
+    for folder in (Path(nomadfn.__path__[0]), agent):
         for path in folder.rglob("*.py"):
-            parts = path.relative_to(folder).parts
-            if package is nomadfn_agent or parts[0] not in LEFT_OUT:
-                yield path, "/".join((folder.name, *parts))
+            name = path.relative_to(folder).as_posix()
+            if folder == agent or name.partition("/")[0] not in LEFT_OUT or name in KEPT:
+                yield path, f"{folder.name}/{name}"
 
 
 def _library_files() -> Iterator[tuple[Path, str]]:
@@ -145,9 +194,9 @@ def _copy(files: Iterator[tuple[Path, str]], stage: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _compile(stage: Path) -> None:
+def _compile(stage: Path, *more: str) -> None:
     """An agent that starts in a fresh container would compile everything at each start."""
-    options = ["-q", "--invalidation-mode", "unchecked-hash", "-s", str(stage), str(stage)]
+    options = ["-q", *more, "--invalidation-mode", "unchecked-hash", "-s", str(stage), str(stage)]
     # A process of its own: what bytes come out depends on what else the compiling one has in memory.
     command = [sys.executable, "-I", "-m", "compileall", *options]
     subprocess.run(command, check=False, timeout=COMPILE_TIMEOUT_S, stdout=subprocess.DEVNULL)
@@ -183,20 +232,21 @@ def _download(target: Target, folder: str) -> None:
 
 
 def _pack(target: Target, stage: Path) -> Bundle:
+    """An archive of `nomadfn_agent.bootstrap` and the files that it unpacks."""
     files = {path.relative_to(stage).as_posix(): path.read_bytes() for path in stage.rglob("*") if path.is_file()}
-    content = hashlib.sha256()
-    for name in sorted(files):
-        content.update(f"{name}\0{len(files[name])}\0".encode() + files[name])
+    names = sorted(files)
+    index = "\n".join(f"{len(files[name])} {name}" for name in names)
+    content = b"".join((index.encode(), b"\n\n", *(files[name] for name in names)))
+    folder = hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
     start = files["nomadfn_agent/bootstrap.py"].decode()
-    folder = content.hexdigest()[:DIGEST_LENGTH]
-    files["__main__.py"] = f"{start}\n\nrun({folder!r}, {target.python!r}, {target.machine!r})\n".encode()
+    start += f"\n\nrun(lambda: __loader__.get_data({FILES!r}), {folder!r}, {target.python!r}, {target.machine!r})\n"
     buffer = io.BytesIO(b"#!/usr/bin/env python3\n")
     buffer.seek(0, os.SEEK_END)
-    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for name in sorted(files):
+    with zipfile.ZipFile(buffer, "a") as archive:
+        for name, data in (("__main__.py", start.encode()), (FILES, content)):
             entry = zipfile.ZipInfo(name)  # Its date is the same for all, the oldest that an archive can hold.
             entry.external_attr = 0o644 << 16
             entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, files[name])
-    data = buffer.getvalue()
-    return Bundle(data, hashlib.sha256(data).hexdigest())
+            archive.writestr(entry, data, compresslevel=9)
+    made = buffer.getvalue()
+    return Bundle(made, hashlib.sha256(made).hexdigest())

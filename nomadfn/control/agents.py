@@ -50,10 +50,20 @@ class Agents:
         self._seats: dict[Connection, Seat] = {}
         self._by_alloc: dict[str, Connection] = {}
         self._joining: set[asyncio.Task[None]] = set()
+        self._urls: list[str] = []
 
     def open(self, attach: Attach, verify: Verify) -> None:
         """Take agents in from now on."""
         self._attach, self._verify = attach, verify
+
+    def look_at(self, urls: list[str]) -> None:
+        """Tell all agents, now and when they join, where control services are."""
+        self._urls = urls
+        for connection in self._seats:
+            connection.send(self._joined())
+
+    def _joined(self) -> wire.Joined:
+        return wire.Joined(self._service.core.state.epoch, self._urls)
 
     def expects(self, bearer: str) -> bool:
         """Whether this looks like an agent's credential; it is looked at once the agent joins."""
@@ -78,7 +88,7 @@ class Agents:
         self._seats[connection], self._by_alloc[join.alloc] = seat, connection
         if former is not None:
             former.close("the agent has joined anew")
-        connection.send(wire.Joined(self._service.core.state.epoch))
+        connection.send(self._joined())
 
     async def _admit(self, connection: Connection, join: wire.Join) -> Seat:
         assert self._attach is not None

@@ -134,7 +134,7 @@ def agent_bundle_route() -> Route:
     async def bundle(request: Request) -> Response:
         asked = [request.query_params.get(name, "") for name in ("python", "platform")]
         try:
-            made = await asyncio.to_thread(bundles.get, *asked)
+            made = await bundles.offer(*asked)
         except exception.Error as error:
             return _error_response(error)
         etag = f'"{made.digest}"'

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,18 +33,20 @@ from nomadfn.control.durable import Pace
 from nomadfn.control.identities import WorkloadIdentities
 from nomadfn.control.jobs import Jobs
 from nomadfn.control.join_tokens import JoinTokens
-from nomadfn.control.leadership import await_lease, in_thread
+from nomadfn.control.leadership import STAND_BY, await_lease, in_thread
 from nomadfn.control.service import Address, Service
 from nomadfn.control.serving import SteppedDownError, StorageError, bind, bring_back, end, taken, url
 from nomadfn.control.settings import Settings
 from nomadfn.control.standby import Front
-from nomadfn.control.tokens import Tokens
+from nomadfn.control.tokens import Identity, Tokens
 from nomadfn.core.core import Core
 from nomadfn.exception import ConflictError, InvalidError, ServiceError
 from nomadfn.profiles import Profile
 
 IDENTITIES_SINCE = (1, 7, 0)
 """The first Nomad that signs workload identities for others than Vault and Consul."""
+KNOWN_URLS = 8
+"""Addresses of control services that agents are told at most."""
 DELIVERIES_PER_EPOCH = 1 << 40
 PACE = Pace(compact_from_segments=2000)
 """Of a journal whose bodies lie in the blob folder: Consul holds some 250 bytes for each segment."""
@@ -131,13 +133,16 @@ class _Member:
 
     async def serve(self) -> Exception | None:
         """Stand by and lead. Returns what it ended by, None when it was told to."""
-        standing = asyncio.ensure_future(await_lease(self._lease, self._settings.token, self._on_leader, self._log))
+        standing = asyncio.ensure_future(
+            await_lease(self._lease, self._settings.token, self._http_url, self._on_leader, self._log)
+        )
         await asyncio.wait((standing, self._ended), return_when=asyncio.FIRST_COMPLETED)
         if self._ended.done():
             standing.cancel()
             await in_thread(self._lease.release)
             return self._ended.result()
         try:
+            self._front.leader = {}
             return await self._lead(standing.result())
         finally:
             await in_thread(self._lease.release)
@@ -158,8 +163,8 @@ class _Member:
         listener = await self._listen(service)
         service.agents.open(door(cluster), identities.verify)
         Jobs(nomad, job).add_to(service.operations)
-        service.recover(lambda: cluster.rejoining)
-        await service.start()
+        self._know_standbys(service)
+        await service.start(lambda: cluster.rejoining)
         on_overrides = service.operations.on_overrides
         registry.watch("overrides/", lambda entries: self._soon(on_overrides, entries), on_fault=self._log)
         app = api.create_api(service, blobs=service.address.blobs, max_body_bytes=self._settings.max_body_bytes)
@@ -175,12 +180,25 @@ class _Member:
         await in_thread(registry.close)
         return fault
 
+    def _know_standbys(self, service: Service) -> None:
+        """Agents are told where the next leader may be."""
+        urls = [self._http_url, *self._profile.control_urls]
+        service.agents.look_at(urls)
+
+        async def stand_by(body: dict[str, Any], identity: Identity, session: str) -> Any:
+            identity.require_owner()
+            known = [self._http_url, str(body["http_url"]), *self._profile.control_urls, *urls[1:]]
+            urls[:] = list(dict.fromkeys(known))[:KNOWN_URLS]
+            service.agents.look_at(urls)
+            return {}
+
+        service.operations.add(STAND_BY, stand_by)
+
     def _reach_nomad(self) -> tuple[NomadApi, JobSettings, JoinTokens | _Identities]:
         """Nomad's API, what every job has, and who may join. Blocks."""
         address = nomad_address(self._profile, self._settings)
         nomad = NomadApi(address)
-        urls = self._profile.control_urls or consul_discovery.instances(self._store, self._shard)
-        job = job_settings(self._profile, self._settings, nomad, self._http_url, urls)
+        job = job_settings(self._profile, self._settings, nomad, self._http_url)
         if job.workload_identity:
             return nomad, job, _Identities(address)
         return nomad, job, JoinTokens(self._settings.token)
@@ -255,9 +273,7 @@ def nomad_address(profile: Profile, settings: Settings) -> NomadAddress:
     )
 
 
-def job_settings(
-    profile: Profile, settings: Settings, nomad: NomadApi, http_url: str = "", urls: Sequence[str] = ()
-) -> JobSettings:
+def job_settings(profile: Profile, settings: Settings, nomad: NomadApi, http_url: str = "") -> JobSettings:
     """What every function's job has. Asks Nomad for its version, unless the profile says how agents join; blocks."""
     chosen = dict(settings.job)
     chosen.setdefault("namespace", nomad.address.namespace)
@@ -268,5 +284,6 @@ def job_settings(
     agent_url = chosen.pop("agent_url", "")
     if not agent_url or agent_url.startswith("?"):
         agent_url = f"{http_url}{api.BUNDLE_PATH}{agent_url}" if http_url else ""
-    control_urls = tuple(dict.fromkeys((http_url, *urls) if http_url else urls))
+    known = (http_url, *profile.control_urls) if http_url else profile.control_urls
+    control_urls = tuple(dict.fromkeys(known))
     return JobSettings(cluster=profile.cluster, agent_url=agent_url, control_urls=control_urls, **chosen)

@@ -24,6 +24,8 @@ WATCH_S = 5.0
 """How long one question to the lease may wait for a change."""
 CONNECT_S = 2.0
 RETRY_S = 0.5
+STAND_BY = "control.stand_by"
+"""The operation by which a standby tells the leader where it is."""
 
 Result = TypeVar("Result")
 
@@ -51,9 +53,13 @@ class SharedLease(Protocol):
 
 
 async def await_lease(
-    lease: SharedLease, token: str, on_leader: Callable[[Leader | None], None], log: Callable[[str], None]
+    lease: SharedLease,
+    token: str,
+    http_url: str,
+    on_leader: Callable[[Leader | None], None],
+    log: Callable[[str], None],
 ) -> int:
-    """Returns the epoch once the lease is held. `on_leader` hears who leads meanwhile.
+    """Returns the epoch once the lease is held. `on_leader` hears who leads meanwhile, and it of `http_url`.
 
     While the lease cannot be asked for, that is said once and tried again.
     """
@@ -62,8 +68,9 @@ async def await_lease(
         try:
             leader = await in_thread(lease.leader)
             on_leader(leader)
-            gone = leader is not None and await _until_gone(lease, leader, token)
+            gone = leader is not None and await _until_gone(lease, leader, token, http_url)
             if gone:
+                on_leader(None)
                 log("the connection to the leader has ended and nobody listens there: taking its lease")
                 return await in_thread(lease.take_over, leader)
             if leader is None:
@@ -78,9 +85,9 @@ async def await_lease(
             await asyncio.sleep(RETRY_S)
 
 
-async def _until_gone(lease: SharedLease, leader: Leader, token: str) -> bool:
+async def _until_gone(lease: SharedLease, leader: Leader, token: str, http_url: str) -> bool:
     """Returns when the lease has changed (False), or when the leader's process is gone (True)."""
-    watch = _Watch(leader.data_url, token)
+    watch = _Watch(leader.data_url, token, http_url)
     closed = asyncio.ensure_future(in_thread(watch.until_closed))
     try:
         while True:
@@ -103,11 +110,12 @@ def _forget(future: asyncio.Future[Any]) -> None:
 
 
 class _Watch:
-    """A connection to the leader that is there to be seen ending."""
+    """A connection to the leader that is there to be seen ending. It tells the leader where this standby is."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, http_url: str) -> None:
         self._url = url
         self._token = token
+        self._http_url = http_url
         self._ended = False
         self._link: Link | None = None
 
@@ -133,6 +141,7 @@ class _Watch:
         link = Link.connect(self._url, self._token, CONNECT_S)
         self._link = link
         link.send(wire.encode(wire.Hello(wire.VERSION, "client", f"se-{secrets.token_hex(16)}")))
+        link.send(wire.encode(wire.Request(1, STAND_BY, {"http_url": self._http_url})))
         return link
 
     def end(self) -> None:

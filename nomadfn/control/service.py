@@ -108,23 +108,25 @@ class Service:
         """Unix time as it was at the start, plus the time since: it never goes back."""
         return self._clock_base + time.monotonic()
 
-    async def start(self) -> None:
+    async def start(self, expected: Callable[[], int] | None = None) -> None:
+        """Serve. `expected` says how many containers of an earlier leader are not here again: they are waited for."""
+        if expected is not None:
+            self.core.hold_back(True)
         await self.cluster.open(self.containers.on_cluster_event)
+        if expected is not None:
+            self._keep(self._recover(expected))
         self.writer.start()
         self._tick()
         self._keep(self._sweep_blobs())
 
-    def recover(self, expected: Callable[[], int]) -> None:
-        """Before `start`: hold everything back until `expected` containers of an earlier leader are here again."""
-        self.core.hold_back(True)
-        self._keep(self._recover(expected))
-
     async def _recover(self, expected: Callable[[], int]) -> None:
-        deadline = time.monotonic() + RECOVER_S
-        while (expected() or self.containers.awaited) and time.monotonic() < deadline:
+        start = time.monotonic()
+        while (late := expected() + self.containers.awaited) and time.monotonic() - start < RECOVER_S:
             await asyncio.sleep(RECOVER_POLL_S)
         self.core.hold_back(False)
         self.poke()
+        if (count := len(self.core.state.containers)) or late:
+            self.log(f"{count:,} containers are back after {time.monotonic() - start:.1f} s, {late:,} are not")
 
     async def _sweep_blobs(self) -> None:
         """Now and then: delete what nobody refers to any more, as left behind by clients that were killed."""

@@ -87,6 +87,6 @@ def choose(wanted: Iterable[str]) -> Choice:
 
 
 def short_name(reported: str) -> str:
-    """The name that `gpu=` has for a model as its driver reports it, or the reported name if it has none."""
+    """The closest name that `gpu=` has for a model as its driver reports it, or that itself if it has none."""
     fits = [name for name, model in MODELS.items() if re.fullmatch(_MAKER + model.pattern, reported)]
-    return fits[0] if fits else reported
+    return max(fits, key=len, default=reported)

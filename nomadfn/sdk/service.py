@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from nomadfn_agent import context
+
 from nomadfn import exception
 from nomadfn.profiles import Profile, load_profile
 
@@ -103,7 +105,7 @@ def attach() -> ServiceHandle | None:
     Raises ServiceError where a cluster has no leader now.
     """
     if in_container():
-        urls = os.environ.get("NOMADFN_CONTROL_URLS", "").split()
+        is_clustered = bool(context.control_urls())
         return ServiceHandle(
             data_url=os.environ["NOMADFN_DATA_URL"],
             http_url=os.environ.get("NOMADFN_HTTP_URL", ""),
@@ -111,7 +113,7 @@ def attach() -> ServiceHandle | None:
             private=False,
             data_dir=None,
             target="the control service of this container",
-            locate=(lambda: _leader().ask(urls)) if urls else None,
+            locate=(lambda: _leader().ask(context.control_urls())) if is_clustered else None,
         )
     return find_staying()
 

@@ -6,21 +6,25 @@ import asyncio
 import base64
 import hashlib
 import io
+import json
 import os
 import platform
 import subprocess
 import sys
+import tempfile
+import threading
 import zipfile
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from nomadfn_agent import bootstrap
 from starlette.applications import Starlette
 from starlette.types import Message
 
-from nomadfn.control import api
-from nomadfn.control.agent_bundle import LIBRARIES, Bundle, Bundles, Target, build
-from nomadfn.exception import ConflictError, NotFoundError
+from nomadfn.control import agent_bundle, api
+from nomadfn.control.agent_bundle import FILES, LIBRARIES, MAX_BUNDLES, Bundle, Bundles, Target, build
+from nomadfn.exception import ConflictError, NotFoundError, ServiceError
 
 HERE = Target.here()
 OTHER_PYTHON = "3.99"
@@ -38,6 +42,14 @@ def run(data: bytes, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {"NOMAD_TASK_DIR": str(folder)}
     command = [sys.executable, "-I", "-S", str(path)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def contents(bundle: Bundle) -> dict[str, bytes]:
+    data = zipfile.ZipFile(io.BytesIO(bundle.data)).read(FILES)
+    with tempfile.TemporaryDirectory() as folder:
+        bootstrap.write_all(data, folder)
+        paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def test_equal_content_gives_equal_bytes(bundle: Bundle) -> None:
@@ -79,7 +91,7 @@ def test_what_is_unpacked_is_compiled_already_and_used_again(bundle: Bundle, tmp
 
 
 def test_the_control_services_own_parts_are_not_in_it(bundle: Bundle) -> None:
-    names = zipfile.ZipFile(io.BytesIO(bundle.data)).namelist()
+    names = contents(bundle)
     assert "nomadfn/sdk/app.py" in names
     assert not [name for name in names if name.startswith(("nomadfn/control", "nomadfn/cli", "nomadfn/adapters"))]
 
@@ -144,10 +156,10 @@ def _digest(text: str) -> str:
 @pytest.mark.usefixtures("wheelhouse")
 def test_for_another_python_the_libraries_come_from_pip_and_the_bundle_starts_only_there(tmp_path: Path) -> None:
     made = Bundles().get(OTHER_PYTHON)
-    archive = zipfile.ZipFile(io.BytesIO(made.data))
-    assert archive.read("msgspec/__init__.py") == b"NAME = 'msgspec'\n"
-    assert archive.read("websockets/_fast.so") == b"compiled"
-    assert not [name for name in archive.namelist() if name.endswith((".txt", ".pyc", "METADATA"))]
+    files = contents(made)
+    assert files["msgspec/__init__.py"] == b"NAME = 'msgspec'\n"
+    assert files["websockets/_fast.so"] == b"compiled"
+    assert not [name for name in files if name.endswith((".txt", ".pyc", "METADATA"))]
     done = run(made.data, tmp_path)
     assert done.returncode == 1
     machine = os.uname().machine
@@ -182,19 +194,61 @@ async def get(path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
 
 
 @pytest.fixture
-def answer(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the route makes is made already."""
-    own = Bundles.get
-    monkeypatch.setattr(Bundles, "get", lambda self, *asked: own(self, *asked) if any(asked) else bundle)
+def made_already(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> list[Target]:
+    """Bundles are there at once; which were made stands in the list."""
+    made: list[Target] = []
+
+    def build(target: Target) -> Bundle:
+        made.append(target)
+        if target.python == OTHER_PYTHON:
+            raise ConflictError("it cannot be made here")
+        return bundle
+
+    monkeypatch.setattr(agent_bundle, "build", build)
+    return made
 
 
-@pytest.mark.usefixtures("answer")
-def test_it_is_offered_with_its_digest_and_not_sent_twice(bundle: Bundle) -> None:
+def test_it_is_offered_with_its_digest_and_not_sent_twice(bundle: Bundle, made_already: list[Target]) -> None:
     status, headers, body = asyncio.run(get(api.BUNDLE_PATH))
     assert (status, hashlib.sha256(body).hexdigest()) == (200, bundle.digest)
     assert headers["etag"] == f'"{bundle.digest}"'
     status, headers, body = asyncio.run(get(api.BUNDLE_PATH, if_none_match=headers["etag"]))
     assert (status, body) == (304, b"")
-    status, _, body = asyncio.run(get(f"{api.BUNDLE_PATH}?python=3.9"))
-    assert status == 404
-    assert b"3.11 and newer" in body
+
+
+@pytest.mark.parametrize(("query", "status"), [("python=3.9", 404), (f"python={OTHER_PYTHON}", 409)])
+def test_why_there_is_none_is_said_over_http(made_already: list[Target], query: str, status: int) -> None:
+    found, _, body = asyncio.run(get(f"{api.BUNDLE_PATH}?{query}"))
+    assert found == status
+    assert set(json.loads(body)["error"]) == {"kind", "message"}
+
+
+def test_many_who_ask_at_once_get_the_same_and_it_is_made_once(bundle: Bundle, made_already: list[Target]) -> None:
+    async def ask() -> None:
+        bundles = Bundles()
+        assert await asyncio.gather(*(bundles.offer("3.12") for _ in range(20))) == [bundle] * 20
+        with pytest.raises(ConflictError):
+            await bundles.offer(OTHER_PYTHON)
+        assert await bundles.offer("3.12") is bundle
+
+    asyncio.run(ask())
+    assert [target.python for target in made_already] == ["3.12", OTHER_PYTHON]
+
+
+def test_more_pythons_than_anybody_needs_are_not_made_at_once(
+    made_already: list[Target], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_build = threading.Event()
+    build = agent_bundle.build
+    monkeypatch.setattr(agent_bundle, "build", lambda target: may_build.wait(30) and build(target))
+
+    async def ask() -> None:
+        bundles = Bundles()
+        asked = [asyncio.ensure_future(bundles.offer(f"3.{minor}")) for minor in range(20, 20 + MAX_BUNDLES)]
+        await asyncio.sleep(0)
+        with pytest.raises(ServiceError, match="ask again"):
+            await bundles.offer("3.50")
+        may_build.set()
+        await asyncio.gather(*asked)
+
+    asyncio.run(ask())

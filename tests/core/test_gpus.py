@@ -80,4 +80,5 @@ def test_no_gpu_is_none() -> None:
 
 def test_what_nodes_report_is_shown_by_the_name_that_a_program_would_write() -> None:
     assert gpus.short_name("Tesla T4") == "T4"
+    assert gpus.short_name("NVIDIA A100 80GB PCIe") == "A100-80GB"
     assert gpus.short_name("Matrox G200") == "Matrox G200"

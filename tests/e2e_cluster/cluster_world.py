@@ -16,6 +16,7 @@ from real_nomad import RealNomad
 from world import NOMADFN, Running, World, eventually
 
 from nomadfn.adapters.nomad_api import NomadApi
+from nomadfn.exception import Error
 from nomadfn.profiles import load_profile
 from nomadfn.sdk import leader
 
@@ -88,7 +89,20 @@ class ClusterWorld(World):
         finally:
             api.close()
 
+    def story(self) -> str:
+        """What everything of this test has printed: pytest shows it when the test fails."""
+        told = [str(one) for one in self._running]
+        api = self.api()
+        for one in api.allocations(f"{self.name}-"):
+            try:
+                told.append(f"{one['Name']} {one['ClientStatus']}\n{api.log_tail(one['ID'], 'agent', 'stderr', 8192)}")
+            except Error as error:
+                told.append(f"{one['Name']} {one['ClientStatus']}: {error}")
+        api.close()
+        return "\n\n".join(told)
+
     def close(self) -> None:
+        print(self.story())
         for control in self.controls:
             control.process.terminate()
         api = self.api()

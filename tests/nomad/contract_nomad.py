@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from agent_door import Door
-from nomad_worlds import NEEDS, NomadWorld, Scene
+from nomad_worlds import NEEDS, NomadWorld, Scene, join_token_of
 
 from nomadfn.adapters.nomad_words import has_ended, name_index
 from nomadfn.ports import (
@@ -72,7 +72,8 @@ class NomadContract:
             job, _, _, below = scene.cluster.place_of("ct-0")
             scene.cluster.stop("ct-0", 0.0)
             scene.cluster.stop("ct-1", 0.0)
-            await scene.until(ContainerEnded, "ct-1")
+            for ended in ("ct-0", "ct-1"):
+                await scene.until(ContainerEnded, ended)
             scene.cluster.start(world.placement("ct-again", 0, ONE_LANE))
             await scene.until(ContainerStarted, "ct-again")
             assert scene.cluster.place_of("ct-again") == (job, 0, 0, below)
@@ -90,6 +91,26 @@ class NomadContract:
             assert "hush-hush" not in world.job_text(scene.cluster.place_of("ct-1")[0])
             assert "SECRET" not in scene.door.hellos[0]["environment"]
             assert not scene.said(ContainerEnded, "ct-1")
+
+        run(scenario)
+
+    def test_where_nomad_signs_no_identity_the_agent_has_a_token_for_its_job(self, world: NomadWorld, run: Run) -> None:
+        async def scenario(scene: Scene) -> None:
+            await self.started(world, scene, 1)
+            job = scene.cluster.place_of("ct-0")[0]
+            assert scene.door.hellos[0]["join_token"] == join_token_of(job)
+            assert join_token_of(job) not in world.job_text(job)
+
+        run(scenario, workload_identity=False)
+
+    def test_where_nomad_signs_identities_the_agent_has_one(self, world: NomadWorld, run: Run) -> None:
+        if not world.signs_identities:
+            pytest.skip("Nomad signs workload identities from 1.7 on")
+
+        async def scenario(scene: Scene) -> None:
+            await self.started(world, scene, 1)
+            assert scene.door.hellos[0]["identity"]
+            assert not scene.door.hellos[0]["join_token"]
 
         run(scenario)
 

@@ -47,11 +47,16 @@ class Scene(Watched):
         return next(one for one in self.events if isinstance(one, kind) and holds(one))
 
 
+def join_token_of(job_id: str) -> str:
+    return f"token of {job_id}"
+
+
 class NomadWorld:
     def __init__(self, nomad: RealNomad | NomadDouble, name: str) -> None:
         self.nomad = nomad
         self.name = name
         self.api = NomadApi(nomad.address)
+        self.signs_identities = self.api.version() >= (1, 7, 0)
         self._client = nomad_client.Nomad(address=nomad.address.url)
 
     @property
@@ -66,7 +71,7 @@ class NomadWorld:
             "python": sys.executable,
             "agent_args": (str(AGENT),),
             "control_urls": (door.url,) if door is not None else ("tcp://127.0.0.1:9",),
-            "workload_identity": True,
+            "workload_identity": self.signs_identities,
             "kill_timeout_s": 5,
         }
         return JobSettings(**{**values, **changes})  # type: ignore[arg-type]
@@ -78,7 +83,9 @@ class NomadWorld:
         if door is None:
             door = Door()
             await door.open()
-        cluster = NomadCluster(NomadApi(self.nomad.address), self.settings(door, **changes))
+        settings = self.settings(door, **changes)
+        join_token = None if settings.workload_identity else join_token_of
+        cluster = NomadCluster(NomadApi(self.nomad.address), settings, join_token)
         scene = Scene(cluster, door)
         door.cluster = cluster
         try:

@@ -76,6 +76,8 @@ class RealNomad:
 
     def start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("NOMAD_")}
+        # A dev agent keeps its allocations in folders that it makes there, and leaves them behind.
+        environment["TMPDIR"] = str(self.folder)
         self.process = subprocess.Popen(
             self.command, stdout=self.log, stderr=self.log, env=environment, start_new_session=True
         )

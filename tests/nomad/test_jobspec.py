@@ -80,7 +80,7 @@ def test_names_that_look_alike_are_jobs_of_their_own() -> None:
 
 
 def test_where_the_control_service_is_makes_no_other_job() -> None:
-    moved = JobSettings(control_urls=("http://b",), agent_url="http://b/agent")
+    moved = JobSettings(control_urls=("http://b",))
     assert jobspec.render(PLAIN, moved).job_id == jobspec.render(PLAIN, JobSettings()).job_id
     assert jobspec.render(PLAIN, moved).variables != jobspec.render(PLAIN, JobSettings()).variables
 
@@ -125,6 +125,10 @@ def within(small: Any, large: Any, where: str = "job") -> None:
         assert small == large, where
 
 
+def signs_identities(api: NomadApi) -> bool:
+    return api.version() >= (1, 7, 0)
+
+
 @pytest.fixture
 def api(real_nomad: RealNomad) -> Any:
     api = NomadApi(real_nomad.address)
@@ -139,10 +143,10 @@ class TestTheRealParser:
     def test_no_text_changes_the_structure_of_a_job_and_the_double_parses_alike(
         self, api: NomadApi, wanted: Needs
     ) -> None:
-        rendered = jobspec.render(wanted, JobSettings(control_urls=("http://a", "http://b")))
-        plain = jobspec.render(
-            dataclasses.replace(wanted, app="a", function="f", image="i"), JobSettings(control_urls=("c", "d"))
-        )
+        identity = signs_identities(api)
+        chosen = JobSettings(control_urls=("http://a", "http://b"), workload_identity=identity)
+        rendered = jobspec.render(wanted, chosen)
+        plain = jobspec.render(dataclasses.replace(wanted, app="a", function="f", image="i"), chosen)
         job = api.parse(rendered.hcl, rendered.variables)
         assert shape(job) == shape(api.parse(plain.hcl, plain.variables))
         assert (job["Meta"]["nomadfn_app"], job["Meta"]["nomadfn_function"]) == (wanted.app, wanted.function)
@@ -150,7 +154,7 @@ class TestTheRealParser:
 
     def test_every_driver_and_both_ways_to_join_are_accepted(self, api: NomadApi) -> None:
         for driver in jobspec.DRIVERS:
-            for identity in (True, False):
+            for identity in {signs_identities(api), False}:
                 chosen = JobSettings(
                     driver=driver,
                     control_urls=("http://a",),
@@ -168,13 +172,13 @@ class TestTheRealParser:
                 api.plan(job)
 
     def test_text_in_the_job_spec_itself_would_be_refused(self, api: NomadApi) -> None:
-        rendered = jobspec.render(PLAIN, JobSettings(control_urls=("http://a",)))
+        rendered = jobspec.render(PLAIN, JobSettings(workload_identity=False))
         with pytest.raises(ServiceError, match="refused"):
             api.parse(rendered.hcl + "}", rendered.variables)
 
     def test_both_files_are_valid_by_themselves(self, real_nomad: RealNomad, tmp_path: Path) -> None:
         path, _ = find()
-        rendered = jobspec.render(PLAIN, JobSettings(driver="raw_exec", image="", control_urls=("http://a",)))
+        rendered = jobspec.render(PLAIN, JobSettings(driver="raw_exec", image="", workload_identity=False))
         control = json.dumps({"driver": "raw_exec", "settings": {"NOMADFN_LIMITS_PENDING_INPUTS": "5"}})
         for name, variables in (("function", rendered.variables), ("control", control)):
             (tmp_path / f"{name}.nomad.hcl").write_text(nomadfn_jobspecs.read(f"{name}.nomad.hcl"))
@@ -187,7 +191,7 @@ class TestTheRealParser:
 
     def test_run_by_hand_it_is_the_same_job(self, real_nomad: RealNomad, api: NomadApi, tmp_path: Path) -> None:
         path, _ = find()
-        chosen = JobSettings(cluster="by-hand", driver="raw_exec", image="", control_urls=("http://a",))
+        chosen = JobSettings(cluster="by-hand", driver="raw_exec", image="", workload_identity=False)
         rendered = jobspec.render(PLAIN, chosen)
         (tmp_path / "job.nomad.hcl").write_text(rendered.hcl)
         (tmp_path / "vars.json").write_text(rendered.variables)

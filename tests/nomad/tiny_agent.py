@@ -49,6 +49,8 @@ def hello(containers: list[str]) -> bytes:
         "containers": containers,
         "pid": os.getpid(),
         "environment": sorted(os.environ),
+        "join_token": os.environ.get("NOMADFN_JOIN_TOKEN", ""),
+        "identity": os.path.exists(os.environ.get("NOMAD_SECRETS_DIR", "") + "/nomad_nomadfn.jwt"),
     }
     return json.dumps(said).encode() + b"\n"
 

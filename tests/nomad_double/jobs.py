@@ -40,6 +40,7 @@ def _group(values: dict[str, Any], lane: int) -> dict[str, Any]:
         "Driver": values["driver"],
         "Config": config,
         "Env": {"NOMADFN_CONTROL_URLS": " ".join(values["control_urls"])},
+        "Templates": [] if values["workload_identity"] else [{"Envvars": True, "ChangeMode": "noop"}],
         "KillSignal": "SIGTERM",
         "KillTimeout": int(values["kill_timeout"].removesuffix("s")) * SECOND,
         "Resources": {"CPU": values["cpu_mhz"], "MemoryMB": values["memory_mib"], "Devices": _devices(values)},

@@ -64,6 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         size = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(size)) if size else {}
+        if self.double.closed:
+            self.close_connection = True
+            return
         if url.path == "/v1/event/stream":
             self._stream()
             return
@@ -182,6 +185,8 @@ def _log(state: State, alloc_id: str, *, body: Any, query: Any) -> Any:
 
 
 def _put_variable(state: State, path: str, *, body: Any, query: Any) -> Any:
+    if query.get("namespace") != "default":
+        raise Refused(403, "Permission denied")
     state.variables[path] = body["Items"]
     return {}
 

@@ -226,6 +226,8 @@ class State:
             "NOMAD_GROUP_NAME": alloc["TaskGroup"],
             "NOMAD_JOB_ID": alloc["JobID"],
         }
+        if task.get("Templates"):
+            environment["NOMADFN_JOIN_TOKEN"] = self.variables[f"nomad/jobs/{alloc['JobID']}"]["join_token"]
         command = [task["Config"]["command"], *task["Config"]["args"]]
         with self.changed:
             if alloc["DesiredStatus"] != "run" or self.closed:

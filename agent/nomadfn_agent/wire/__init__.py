@@ -371,9 +371,11 @@ class Join(_Frame, tag=44):
 
 
 class Joined(_Frame, tag=45):
-    """The agent is welcome. `Start` and `Stop` may come before it."""
+    """The agent is welcome; again when `control_urls` have changed. `Start` and `Stop` may come before it."""
 
     epoch: int
+    control_urls: list[str] = []
+    """Where control services are: the leader, and those who may follow it."""
 
 
 class Leaving(_Frame, tag=46):
