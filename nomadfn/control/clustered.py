@@ -28,13 +28,14 @@ from nomadfn.adapters.nomad_agents import door, fetch_keys
 from nomadfn.adapters.nomad_api import NomadAddress, NomadApi
 from nomadfn.adapters.nomad_cluster import NomadCluster
 from nomadfn.control import api
+from nomadfn.control.address import Address
 from nomadfn.control.connections import listen
 from nomadfn.control.durable import Pace
 from nomadfn.control.identities import WorkloadIdentities
 from nomadfn.control.jobs import Jobs
 from nomadfn.control.join_tokens import JoinTokens
 from nomadfn.control.leadership import STAND_BY, await_lease, in_thread
-from nomadfn.control.service import Address, Service
+from nomadfn.control.service import Service
 from nomadfn.control.serving import SteppedDownError, StorageError, bind, bring_back, end, taken, url
 from nomadfn.control.settings import Settings
 from nomadfn.control.standby import Front

@@ -108,7 +108,8 @@ def _build(
 ) -> Service:
     """The service over its adapters, with everything that was accepted before a restart."""
     from nomadfn.control import tokens
-    from nomadfn.control.service import Address, Service
+    from nomadfn.control.address import Address
+    from nomadfn.control.service import Service
     from nomadfn.core.core import Core
 
     folder = settings.data_dir

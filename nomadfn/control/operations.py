@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from nomadfn_agent import wire
-from nomadfn_agent.wire import payload
 
+from nomadfn.control.call_operations import CallOperations
 from nomadfn.control.history import History
 from nomadfn.control.tokens import Identity
-from nomadfn.core import calls, scaling
+from nomadfn.core import scaling
 from nomadfn.core.model import CONTAINER_STATES, App, Function
 from nomadfn.exception import ConflictError, InvalidError, NotFoundError, ServiceError
 from nomadfn.version import __version__
@@ -27,13 +26,9 @@ from nomadfn.version import __version__
 if TYPE_CHECKING:
     from nomadfn.control.service import Service
 
-WAIT_MAX_S = 30.0
-OUTPUTS_MAX = 1000
-OUTPUTS_BYTES = 4 * 1024 * 1024
 STOP_TIMEOUT_S = 30.0
 SETTINGS = ("min_containers", "max_containers", "buffer_containers", "scaledown_window_s")
 
-Result = TypeVar("Result")
 Operation = Callable[[dict[str, Any], Identity, str], Awaitable[Any]]
 
 
@@ -63,13 +58,8 @@ class Operations:
             "function.scale": self._scale,
             "function.list": self._list_functions,
             "function.explain": self._explain,
-            "call.close": self._close_call,
-            "call.info": self._call_info,
-            "call.outputs": self._outputs,
-            "call.cancel": self._cancel_call,
-            "call.json": self._call_json,
-            "call.spawn_json": self._spawn_json,
         }
+        CallOperations(service, self)
 
     def add(self, name: str, operation: Operation) -> None:
         """An operation that only one of the worlds has."""
@@ -249,7 +239,7 @@ class Operations:
             raise NotFoundError(f"no app {name_or_id} is there; deployed apps: {known}")
         return app
 
-    def _find_function(self, app_name: str, name: str, identity: Identity) -> Function:
+    def find_function(self, app_name: str, name: str, identity: Identity) -> Function:
         if identity.container:
             own = self._state.apps.get(identity.app)
             app = own if own is not None and own.name == app_name else self.find_app(app_name)
@@ -297,7 +287,7 @@ class Operations:
     # Functions
 
     async def _lookup(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
-        function = self._find_function(str(body["app"]), str(body["name"]), identity)
+        function = self.find_function(str(body["app"]), str(body["name"]), identity)
         return {"function_id": function.id, "spec": msgspec.to_builtins(function.spec)}
 
     async def _stats(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
@@ -347,7 +337,7 @@ class Operations:
         }
 
     async def _explain(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
-        function = self._find_function(str(body["app"]), str(body["name"]), identity)
+        function = self.find_function(str(body["app"]), str(body["name"]), identity)
         app = self._state.apps[function.app]
         now = self._service.now()
         containers = [
@@ -384,98 +374,6 @@ class Operations:
             wanted=function.wanted,
             reason=function.decisions[-1][2] if function.decisions else "",
         )
-
-    # Calls
-
-    async def _close_call(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
-        call = self._durable_call(str(body["call"]), identity)
-        await self._durably(lambda: self._core.close_call(self._service.now(), call.id, int(body["total"])))
-        return {}
-
-    async def _durably(self, change: Callable[[], Result]) -> Result:
-        """Make a change and wait until the journal has it."""
-        result = change()
-        self._service.poke()
-        await self._service.journal_reached(self._state.record_number)
-        return result
-
-    def _durable_call(self, id: str, identity: Identity) -> Any:
-        call = calls.find_durable(self._state, self._service.now(), id)
-        identity.require_app(call.function.app)
-        return call
-
-    async def _call_info(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
-        call = self._durable_call(str(body["call"]), identity)
-        app = self._state.apps.get(call.function.app)
-        return {
-            "function_id": call.function.id,
-            "app": app.name if app is not None else "",
-            "function": call.function.spec.name,
-            "kind": ("remote", "map", "spawn", "spawn_map")[call.kind],
-            "num_inputs": call.total if call.total >= 0 else None,
-            "done": call.done,
-            "closed": call.total >= 0,
-        }
-
-    async def _outputs(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
-        call = self._durable_call(str(body["call"]), identity)
-        first, count = int(body["first"]), min(int(body["count"]), OUTPUTS_MAX)
-        deadline = time.monotonic() + min(float(body.get("wait_s", 0.0)), WAIT_MAX_S)
-        if first < 0 or count < 1:
-            raise InvalidError(f"there are no outputs from {first} on, {count} of them")
-        self._core.waits(identity.container, 1)
-        try:
-            found = calls.visible_prefix(call, first, count, OUTPUTS_BYTES)
-            while not found and not 0 <= call.total <= first and (rest_s := deadline - time.monotonic()) > 0:
-                await self._service.await_visible(call.id, rest_s)
-                found = calls.visible_prefix(call, first, count, OUTPUTS_BYTES)
-        finally:
-            self._core.waits(identity.container, -1)
-        return {
-            "indexes": [one.index for one in found],
-            "statuses": [one.status for one in found],
-            "payloads": [one.payload for one in found],
-            "codec": found[0].codec & ~wire.REF if found else wire.PICKLE,
-            "num_inputs": call.total if call.total >= 0 else None,
-            "closed": call.total >= 0,
-        }
-
-    async def _cancel_call(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
-        id, terminate = str(body["call"]), bool(body.get("terminate_containers", False))
-        call = self._state.calls.get(id)
-        if call is not None:
-            identity.require_app(call.function.app)
-        elif session and calls.created_at(id) is not None:
-            # A map that has nothing open any more: there is nothing to cancel.
-            return {"cancelled": 0}
-
-        def change() -> int:
-            return self._core.cancel_call(self._service.now(), id, terminate=terminate)
-
-        cancelled = await self._durably(change) if call is None or call.durable else change()
-        self._service.poke()
-        return {"cancelled": cancelled}
-
-    async def _spawn_json(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
-        function = self._find_function(str(body["app"]), str(body["name"]), identity)
-        return {"call": await self._service.spawn(function, bytes(body["payload"]))}
-
-    async def _call_json(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
-        """A durable call and a wait for its result: should the wait end first, the result can still be asked for."""
-        deadline = time.monotonic() + float(body["wait_s"])
-        id = (await self._spawn_json(body, identity, session))["call"]
-        while True:
-            rest_s = max(0.0, deadline - time.monotonic())
-            found = await self._outputs({"call": id, "first": 0, "count": 1, "wait_s": rest_s}, identity, session)
-            if found["indexes"]:
-                return {
-                    "call": id,
-                    "status": found["statuses"][0],
-                    "payload": found["payloads"][0],
-                    "codec": found["codec"],
-                }
-            if time.monotonic() >= deadline:
-                return {"call": id, "pending": True}
 
     async def _status(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         identity.require_owner()
@@ -518,15 +416,3 @@ def check_settings(function: str, settings: dict[str, Any]) -> None:
     window = settings["scaledown_window_s"]
     if not isinstance(window, int | float) or not 2 <= window <= 3600:
         raise InvalidError(f"{function}: scaledown_window must be between 2 and 3600 seconds, not {window!r}")
-
-
-def encode_json_payload(blobs: str, data: bytes) -> tuple[bytes, list[int]]:
-    """A JSON body as an input's payload, out of band where it is large."""
-    if not payload.is_large(data):
-        return data, []
-    try:
-        return payload.encode(payload.write_blob(blobs, data, sync=True)), [0]
-    except OSError as error:
-        raise ServiceError(
-            f"the arguments could not be stored: {error.strerror or error}; make room, then try again"
-        ) from None

@@ -13,18 +13,19 @@ import sys
 import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 from nomadfn_agent import wire
 
 from nomadfn import ports
+from nomadfn.control.address import Address
 from nomadfn.control.agents import Agents
+from nomadfn.control.call_operations import encode_json_payload
 from nomadfn.control.connections import Connection
 from nomadfn.control.containers import Containers
 from nomadfn.control.durable import DurableWriter, Pace
 from nomadfn.control.logs import LogBook
-from nomadfn.control.operations import Operations, encode_json_payload
+from nomadfn.control.operations import Operations
 from nomadfn.control.tokens import Identity, Tokens
 from nomadfn.control.watchers import Watchers
 from nomadfn.core import calls, effects
@@ -40,20 +41,6 @@ RECOVER_POLL_S = 0.02
 BLOB_SWEEP_S = 3600.0
 LOCAL_SESSION = "se-http"
 """The session of calls that come over HTTP; it is always there."""
-
-
-@dataclass(slots=True)
-class Address:
-    """Where the service is reached, and what it is."""
-
-    data_url: str = ""
-    http_url: str = ""
-    data_dir: str = ""
-    code_cache: str = ""
-    blobs: str = ""
-    target: str = ""
-    started_at: float = 0.0
-    private: bool = False
 
 
 class Service:
@@ -94,7 +81,6 @@ class Service:
         self._journal_waiters: list[asyncio.Future[None]] = []
         self._scheduled = False
         self._ticker: asyncio.TimerHandle | None = None
-        self._ending = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.writer = DurableWriter(
             journal,
@@ -154,16 +140,15 @@ class Service:
         self.agents.close("another control service leads")
 
     def _end_tasks(self) -> None:
+        self.closing = True
         if self._ticker is not None:
             self._ticker.cancel()
             self._ticker = None
-        self._ending = True
         for task in list(self._tasks):
             task.cancel()
 
     async def close(self, why: str) -> None:
         """End every container, write what is there, close. Clients are told `why`."""
-        self.closing = True
         self._end_tasks()
         await self.cluster.close()
         self.agents.close("the control service ends")
@@ -216,7 +201,7 @@ class Service:
             self.log(traceback.format_exc())
             self.on_fatal(error)
         self._settle()
-        if not self._ending:
+        if not self.closing:
             self._ticker = self.loop.call_later(delay_s, self._tick)
 
     def _on_durable(self, number: int) -> None:

@@ -34,9 +34,10 @@ from nomadfn.adapters.directory_blobs import DirectoryBlobs
 from nomadfn.adapters.local import describe_exit
 from nomadfn.adapters.memory import MemoryCluster, MemoryJournal, MemoryRegistry
 from nomadfn.control import api
+from nomadfn.control.address import Address
 from nomadfn.control.connections import listen
 from nomadfn.control.join_tokens import JoinTokens
-from nomadfn.control.service import Address, Service
+from nomadfn.control.service import Service
 from nomadfn.control.tokens import Identity, Tokens
 from nomadfn.core.core import Core
 from nomadfn.core.limits import Limits
@@ -165,7 +166,7 @@ class World:
         self._running.set_result(stop)
         await stop.wait()
         listener.close()
-        await self.service.close()
+        await self.service.close("the test is over")
         await server.close()
 
     def on_loop(self, work: Callable[[], Result]) -> Result:

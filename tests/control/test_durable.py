@@ -11,7 +11,7 @@ from nomadfn_agent import wire
 
 from nomadfn.adapters.memory import MemoryJournal
 from nomadfn.control import durable
-from nomadfn.control.durable import DurableWriter
+from nomadfn.control.durable import DurableWriter, Pace
 from nomadfn.core import calls, records
 from nomadfn.core.core import Core
 from nomadfn.ports import JournalError
@@ -77,10 +77,9 @@ def test_what_waits_together_is_one_segment() -> None:
     writer.close()
 
 
-def test_a_segment_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable, "SEGMENT_BYTES", 1_000)
+def test_a_segment_has_a_bound() -> None:
     journal, told, core = MemoryJournal(), Told(), new_core()
-    writer = DurableWriter(journal, told.durable, told.failed)
+    writer = DurableWriter(journal, told.durable, told.failed, Pace(segment_bytes=1_000))
     for index in range(50):
         spawn(core, 1, index)
         writer.write(*core.take_records())
@@ -116,10 +115,9 @@ def test_nothing_is_lost_when_inputs_come_while_a_snapshot_is_taken(monkeypatch:
     assert len(core.state.calls) > 1_500
 
 
-def test_a_snapshot_is_wanted_when_little_of_the_journal_is_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable, "COMPACT_FROM_BYTES", 1_000)
+def test_a_snapshot_is_wanted_when_little_of_the_journal_is_of_use() -> None:
     journal, told, core = MemoryJournal(), Told(), new_core()
-    writer = DurableWriter(journal, told.durable, told.failed)
+    writer = DurableWriter(journal, told.durable, told.failed, Pace(compact_from_bytes=1_000))
     spawn(core, 100)
     writer.write(*core.take_records())
     writer.start()
@@ -146,4 +144,17 @@ def test_a_journal_that_cannot_be_written_is_told(journal: Any) -> None:
     told.wait(1)
     assert told.error is not None
     assert told.number == 0
+    writer.close()
+
+
+@pytest.mark.parametrize("pace", [Pace(compact_from_segments=3), Pace(room_bytes=1_000)])
+def test_a_journal_with_little_room_is_compacted_whatever_is_of_use(pace: Pace) -> None:
+    journal, told, core = MemoryJournal(), Told(), new_core()
+    writer = DurableWriter(journal, told.durable, told.failed, pace)
+    writer.start()
+    for index in range(5):
+        spawn(core, 5, 5 * index)
+        writer.write(*core.take_records())
+        told.wait(core.state.record_number)
+    assert writer.wants_snapshot(core.live_bytes)
     writer.close()

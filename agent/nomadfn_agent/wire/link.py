@@ -151,7 +151,7 @@ class Link:
         protocol = self._protocol
         if not count:
             protocol.receive_eof()
-            raise _closed(protocol)
+            raise link_closed(protocol)
         protocol.receive_data(memoryview(self._buffer)[:count])  # type: ignore[arg-type]
         closing = self._take(protocol.events_received())
         self._owed.extend(data for data in protocol.data_to_send() if data)

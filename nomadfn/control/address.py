@@ -1,0 +1,19 @@
+"""Where a control service is reached, and what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Address:
+    """Where the service is reached, and what it is."""
+
+    data_url: str = ""
+    http_url: str = ""
+    data_dir: str = ""
+    code_cache: str = ""
+    blobs: str = ""
+    target: str = ""
+    started_at: float = 0.0
+    private: bool = False
