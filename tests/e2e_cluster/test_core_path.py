@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from cluster_world import ClusterWorld
-from world import NOMADFN, eventually
+from world import eventually
 
 pytestmark = [pytest.mark.nomad, pytest.mark.consul, pytest.mark.timeout(240)]
 
