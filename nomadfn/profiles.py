@@ -9,6 +9,7 @@
     blobs = "/mnt/nomadfn"            # the folder that programs, control services and containers share
     [profiles.prod.job]               # of the functions' Nomad jobs
     [profiles.prod.control]           # of the control service
+    [profiles.prod.control_job]       # of the Nomad job that runs it
     [profiles.prod.limits]
 
 That NOMAD_ADDR is set chooses nothing. `local` is the name of this machine. Where there is no file, as in the Nomad
@@ -29,7 +30,7 @@ from nomadfn.exception import InvalidError
 
 CONFIG_NAME = "nomadfn.toml"
 LOCAL = "local"
-TABLES = ("job", "control", "limits")
+TABLES = ("job", "control", "control_job", "limits")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ from .wire import Ended, Joined, Leaving, Start, ToSupervisorFrame, decode_from_
 PING_S = 2.0
 SILENT_S = 6.0
 """A control service that answers no ping for so long is frozen, or cut off: another one may lead by now."""
+LOOK_S = 5.0
+"""How often the agent looks around while it has no control service."""
 PRELOADED = ("nomadfn.sdk.app", "nomadfn.exception")
 """What every program imports: done once here, it is no part of a container's start."""
 EXIT_USAGE = 2
@@ -32,12 +34,13 @@ class Agent(Supervisor):
     """Serves whichever control service leads, until Nomad ends it."""
 
     def __init__(self, place: Place) -> None:
+        self._asked = 0
+        """How often it was told to end; signals may come from the next line on."""
         super().__init__()
+        self._parent = os.getppid()
         self._seeker = Seeker(place, self._wake_write)
         self._framing: WebsocketFraming | None = None
         self._ping_at = 0.0
-        self._asked = 0
-        """How often it was told to end."""
         self._leaving = False
         self._seek()
 
@@ -73,9 +76,12 @@ class Agent(Supervisor):
         self._seeker.look_at(urls)
         path = os.environ.get("NOMADFN_CONTROL_FILE")
         if urls and path:
-            with open(f"{path}.new", "w") as file:
-                file.write("\n".join(urls))
-            os.replace(f"{path}.new", path)
+            try:
+                with open(f"{path}.new", "w") as file:
+                    file.write("\n".join(urls))
+                os.replace(f"{path}.new", path)
+            except OSError as error:
+                say(f"cannot write where control services are to {path}: {error}")
 
     def _on_lost(self, error: OSError) -> None:
         self._disconnect()
@@ -86,13 +92,14 @@ class Agent(Supervisor):
 
     def _next_due_s(self) -> float | None:
         due_s = super()._next_due_s()
-        if self._framing is None:
-            return due_s
-        ping_s = max(0.0, self._ping_at - time.monotonic())
-        return ping_s if due_s is None else min(due_s, ping_s)
+        own_s = LOOK_S if self._framing is None else max(0.0, self._ping_at - time.monotonic())
+        return own_s if due_s is None else min(due_s, own_s)
 
     def _on_due(self) -> None:
         super()._on_due()
+        if os.getppid() != self._parent and not self._leaving:
+            say("ends: the process of Nomad that it ran under is gone, and nobody else could end it")
+            self._leave()
         now = time.monotonic()
         if self._framing is None or now < self._ping_at:
             return
@@ -108,9 +115,12 @@ class Agent(Supervisor):
         if (found := self._seeker.take()) is not None:
             self._on_joined(found)
         if self._asked and not self._leaving:
-            self._leaving = True
-            self._tell_leaving()
-            self._end_if_empty()
+            self._leave()
+
+    def _leave(self) -> None:
+        self._leaving = True
+        self._tell_leaving()
+        self._end_if_empty()
 
     def _on_end_signal(self, *_: Any) -> None:
         self._asked += 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ STREAM_TIMEOUT_S = 30.0
 READ_BYTES = 1024 * 1024
 MAX_MESSAGE_CHARS = 400
 DEPLOYMENT_TEXT = "scaling blocked due to active deployment"
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 Json = dict[str, Any]
 Result = TypeVar("Result")
 
@@ -99,6 +101,11 @@ class NomadApi:
         text = self._ask(lambda client: client.agent.get_agent())["config"]["Version"]["Version"]
         return _version(text)
 
+    def max_kill_timeout_s(self) -> float | None:
+        """The cap of the client that the agent that answers is; None where it is none."""
+        config = self._ask(lambda client: client.agent.get_agent())["config"].get("Client") or {}
+        return _seconds(str(config.get("MaxKillTimeout", ""))) if config.get("Enabled") else None
+
     def parse(self, hcl: str, variables: str) -> Json:
         """The API job of a job spec and its variables, by Nomad's own parser (1.6 or newer)."""
         body = {"JobHCL": hcl, "Variables": variables, "Canonicalize": True}
@@ -146,6 +153,11 @@ class NomadApi:
             return found
         except NotFoundError:
             return None
+
+    def allocations_of(self, job_id: str) -> list[Json]:
+        """All of one job, the newest first, those that have ended, too."""
+        found = self._ask(lambda client: client.job.get_allocations(job_id))
+        return sorted(found, key=lambda alloc: -alloc["CreateIndex"])
 
     def evaluations(self, job_id: str) -> list[Json]:
         return self._ask(lambda client: client.job.get_evaluations(job_id))
@@ -263,6 +275,12 @@ class EventStream:
             self._response.raw.shutdown()
         except (OSError, ValueError, RuntimeError):
             pass  # It had ended by itself.
+
+
+def _seconds(text: str) -> float | None:
+    """Nomad's own `1m30s`."""
+    parts = re.findall(r"([0-9.]+)(ms|h|m|s)", text)
+    return sum(float(number) * _UNITS_S[unit] for number, unit in parts) if parts else None
 
 
 def _version(text: str) -> tuple[int, int, int]:

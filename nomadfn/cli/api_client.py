@@ -83,11 +83,17 @@ class ApiClient:
         )
 
 
-def connect() -> ApiClient:
+def staying() -> service.ServiceHandle:
     """The profile's control service. Raises ServiceError when there is none."""
     found = service.find_staying()
     if found is None:
         raise exception.ServiceError("no control service is running; start one with `nomadfn up`")
+    return found
+
+
+def connect() -> ApiClient:
+    """The HTTP API of the profile's control service. Raises ServiceError when there is none."""
+    found = staying()
     return ApiClient(found.http_url, found.token)
 
 

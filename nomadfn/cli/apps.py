@@ -1,4 +1,4 @@
-"""`nomadfn app …`: what runs, stopping it, and what it wrote."""
+"""`nomadfn app …`: what runs, stopping it, what it wrote, and going back to what it was."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 import typer
 
-commands = typer.Typer(help="Apps: list, stop, logs.", no_args_is_help=True, rich_markup_mode=None)
+commands = typer.Typer(help="Apps: list, stop, logs, history, rollback.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @commands.command("list")
@@ -78,3 +78,48 @@ def logs(
         stream = sys.stdout if line["stream"] == 1 else sys.stderr
         for text in line["text"].splitlines() or [""]:
             print(output.container_line(line["function"], line["index"], text, stream), file=stream, flush=True)
+
+
+@commands.command("history")
+def history(
+    app: str = typer.Argument(metavar="APP", help="Name of a deployed app."),
+    as_json: bool = typer.Option(False, "--json", help="Print all of it as JSON."),
+) -> None:
+    """List the versions of an app that are kept, the newest first."""
+    from nomadfn.cli import output, remote
+    from nomadfn.cli.api_client import staying
+
+    found = remote.request(staying(), "app.history", {"app": app})
+    if as_json:
+        output.print_json(found)
+        return
+    now = time.time()
+    rows = [
+        [
+            f"{one['version']}{' (in force)' if one['version'] == found['version'] else ''}",
+            f"{output.duration(now - one['at'])} ago",
+            ", ".join(one["functions"]),
+            one["code"][:12],
+            one["note"],
+        ]
+        for one in found["versions"]
+    ]
+    output.print_table(("version", "deployed", "functions", "code", "note"), rows, f"No versions of {app} are kept.")
+
+
+@commands.command("rollback")
+def rollback(
+    app: str = typer.Argument(metavar="APP", help="Name of a deployed app."),
+    version: int = typer.Argument(None, help="One of `nomadfn app history`; by default the one before."),
+    as_json: bool = typer.Option(False, "--json", help="Print what was deployed as JSON."),
+) -> None:
+    """Put an earlier version of an app in force again, as a new version. Running inputs are not interrupted."""
+    from nomadfn.cli import output, remote
+    from nomadfn.cli.api_client import staying
+
+    done = remote.request(staying(), "app.rollback", {"app": app, "version": version})
+    if as_json:
+        output.print_json(done)
+        return
+    changed = f"changed: {', '.join(sorted(done['changed']))}" if done["changed"] else "nothing changed"
+    print(f"{app} is at version {done['version']}, {done['note']} ({changed})")

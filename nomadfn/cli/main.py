@@ -20,7 +20,7 @@ from typing import Any
 
 import typer
 
-from nomadfn.cli import apps, deploy, functions, run, service
+from nomadfn.cli import apps, deploy, doctor, functions, render, run, service
 from nomadfn.exception import Error
 
 EXIT_USER_ERROR = 1
@@ -38,7 +38,9 @@ cli = typer.Typer(
 )
 run.register(cli)
 deploy.register(cli)
+render.register(cli)
 service.register(cli)
+doctor.register(cli)
 cli.add_typer(apps.commands, name="app")
 cli.add_typer(functions.commands, name="function")
 

@@ -1,4 +1,4 @@
-"""`up`, `down`, `control`, `status`, `version`: the control service that stays on this machine."""
+"""`up`, `down`, `control`, `status`, `version`: the control service that stays, here or on a cluster."""
 
 from __future__ import annotations
 
@@ -32,12 +32,23 @@ def up(
     data_port: int = typer.Option(None, help="Port of the websocket listener; a free one by default."),
     capacity: int = typer.Option(None, help="Containers that may run at once; one a core by default."),
     insecure_plaintext: bool = typer.Option(False, help="Serve on an address that others reach, without TLS."),
+    nomad: bool = typer.Option(False, "--nomad", help="Insist on a cluster: never start one on this machine."),
     as_json: bool = typer.Option(False, "--json", help="Print where it serves as JSON."),
 ) -> None:
-    """Start the control service in the background. Returns once it serves; it stays until `nomadfn down`."""
-    from nomadfn.cli import output
+    """Start the control service in the background. Returns once it serves; it stays until `nomadfn down`.
+
+    With a cluster's profile it becomes a Nomad job there: one instance leads, the others stand by.
+    """
+    from nomadfn.cli import output, remote
+    from nomadfn.profiles import load_profile
     from nomadfn.sdk.service import data_folder, find_running
 
+    profile = remote.cluster_profile("up --nomad") if nomad else load_profile()
+    if not profile.is_local:
+        from nomadfn.cli import cluster
+
+        cluster.up(profile, insecure_plaintext, as_json)
+        return
     folder = data_folder()
     flags = {"host": host, "port": port, "data_port": data_port, "capacity": capacity}
     flags["insecure_plaintext"] = insecure_plaintext or None
@@ -54,12 +65,21 @@ def up(
         output.note("It goes on with the settings that it has; for others, `nomadfn down` first.")
 
 
-def down() -> None:
+def down(
+    everything: bool = typer.Option(False, "--all", help="On a cluster: end the functions' Nomad jobs, too."),
+) -> None:
     """Stop the control service. Returns once it has ended; spawned inputs are kept for the next `nomadfn up`."""
     from nomadfn.cli.api_client import ApiClient
     from nomadfn.exception import Error
+    from nomadfn.profiles import load_profile
     from nomadfn.sdk.service import data_folder, find_running
 
+    profile = load_profile()
+    if not profile.is_local:
+        from nomadfn.cli import cluster
+
+        cluster.down(profile, everything)
+        return
     folder = data_folder()
     found = find_running(folder)
     if found is None:

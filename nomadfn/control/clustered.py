@@ -16,6 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from nomadfn_agent import wire
+
 from nomadfn import ports
 from nomadfn.adapters import consul_discovery
 from nomadfn.adapters.consul_journal import ConsulJournal
@@ -30,6 +33,7 @@ from nomadfn.adapters.nomad_cluster import NomadCluster
 from nomadfn.control import api
 from nomadfn.control.address import Address
 from nomadfn.control.connections import listen
+from nomadfn.control.containers import needs_for
 from nomadfn.control.durable import Pace
 from nomadfn.control.identities import WorkloadIdentities
 from nomadfn.control.jobs import Jobs
@@ -37,7 +41,7 @@ from nomadfn.control.join_tokens import JoinTokens
 from nomadfn.control.leadership import STAND_BY, await_lease, in_thread
 from nomadfn.control.service import Service
 from nomadfn.control.serving import SteppedDownError, StorageError, bind, bring_back, end, taken, url
-from nomadfn.control.settings import Settings
+from nomadfn.control.settings import Settings, load_settings
 from nomadfn.control.standby import Front
 from nomadfn.control.tokens import Identity, Tokens
 from nomadfn.core.core import Core
@@ -163,7 +167,7 @@ class _Member:
         service = await self._build(epoch, cluster, registry)
         listener = await self._listen(service)
         service.agents.open(door(cluster), identities.verify)
-        Jobs(nomad, job).add_to(service.operations)
+        Jobs(nomad, job, cluster).add_to(service.operations)
         self._know_standbys(service)
         await service.start(lambda: cluster.rejoining)
         on_overrides = service.operations.on_overrides
@@ -288,3 +292,15 @@ def job_settings(profile: Profile, settings: Settings, nomad: NomadApi, http_url
     known = (http_url, *profile.control_urls) if http_url else profile.control_urls
     control_urls = tuple(dict.fromkeys(known))
     return JobSettings(cluster=profile.cluster, agent_url=agent_url, control_urls=control_urls, **chosen)
+
+
+def render_alone(profile: Profile, spec: dict[str, Any]) -> dict[str, Any]:
+    """The jobs of an app's functions as far as the profile tells, without a control service. Blocks."""
+    settings = load_settings(profile=profile)
+    nomad = NomadApi(nomad_address(profile, settings))
+    try:
+        jobs = Jobs(nomad, job_settings(profile, settings, nomad))
+        app = msgspec.convert(spec, wire.AppSpec)
+        return {one.name: jobs.render(needs_for(app.name, one)) for one in app.functions}
+    finally:
+        nomad.close()

@@ -15,6 +15,7 @@ from nomadfn import ports
 from nomadfn.adapters import jobspec, nomad_plan
 from nomadfn.adapters.jobspec import JobSettings
 from nomadfn.adapters.nomad_api import NomadApi
+from nomadfn.adapters.nomad_cluster import NomadCluster
 from nomadfn.control.containers import needs_for
 from nomadfn.control.operations import Operations
 from nomadfn.control.tokens import Identity
@@ -23,14 +24,16 @@ from nomadfn.control.tokens import Identity
 class Jobs:
     """Rendered with what `deploy` uses, so what is shown here is what is registered."""
 
-    def __init__(self, api: NomadApi, settings: JobSettings) -> None:
+    def __init__(self, api: NomadApi, settings: JobSettings, cluster: NomadCluster | None = None) -> None:
         self._api = api
         self._settings = settings
+        self._cluster = cluster
 
     def add_to(self, operations: Operations) -> None:
         operations.add("app.render", self._asked(self.render))
         operations.add("app.plan", self._asked(self.plan))
         operations.add("app.fit", self._asked(self.fit))
+        operations.add("app.register", self._register)
 
     def _asked(self, answer: Callable[[ports.Needs], dict[str, Any]]) -> Any:
         """An operation that answers for each function of the app in `spec`."""
@@ -44,6 +47,20 @@ class Jobs:
             return {"functions": found}
 
         return operation
+
+    async def _register(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        """Have the jobs of a deployed app in Nomad, before anybody calls it; says what room there is for each."""
+        identity.require_owner()
+        spec = msgspec.convert(body["spec"], wire.AppSpec)
+        assert self._cluster is not None
+        found = {}
+        for function in spec.functions:
+            needs = needs_for(spec.name, function)
+            found[function.name] = {
+                "job_id": await self._cluster.register(needs),
+                **await asyncio.to_thread(self.fit, needs),
+            }
+        return {"functions": found}
 
     def render(self, needs: ports.Needs) -> dict[str, Any]:
         """The job spec, its variables, and the job that Nomad's API takes. Blocks."""

@@ -108,7 +108,7 @@ class Operations:
         await self._blocking(self._history.record, version, spec, self._service.now(), note)
         for function in app.functions.values():
             await self._write_override(self._service.registry.delete, override_key(app, function.spec.name))
-        return {"app_id": app_id, "version": version, "functions": functions, "changed": changed}
+        return {"app_id": app_id, "version": version, "functions": functions, "changed": changed, "note": note}
 
     async def _list_versions(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         identity.require_owner()

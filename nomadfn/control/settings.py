@@ -52,6 +52,8 @@ class Settings:
     """From NOMADFN_TOKEN; empty: the one in the data folder, made when there is none."""
     job: Mapping[str, Any] = field(default_factory=dict)
     """What a profile says of its functions' jobs; see `adapters.jobspec.JobSettings`. Empty on one machine."""
+    control_job: Mapping[str, Any] = field(default_factory=dict)
+    """What a profile says of the Nomad job of its control services: variables of `control.nomad.hcl`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +86,17 @@ def load_settings(
     filed = _from_file(environ, folder) if profile.is_local else _from_profile(profile)
     for given in (*filed, *_from_environ(environ), *_from_flags(flags or {})):
         values[given.name] = _parsed(given)
-    job = {name.removeprefix("job."): values.pop(name) for name in list(values) if name.startswith("job.")}
-    limits = {name.removeprefix("limits."): values.pop(name) for name in list(values) if name.startswith("limits.")}
+    job, control_job = _taken(values, "job"), _taken(values, "control_job")
+    limits = _taken(values, "limits")
     values.setdefault("data_dir", default_data_dir())
-    settings = Settings(**values, limits=Limits(**limits), token=_token(environ), job=job)
+    settings = Settings(**values, limits=Limits(**limits), token=_token(environ), job=job, control_job=control_job)
     _check_together(settings)
     return settings
+
+
+def _taken(values: dict[str, Any], section: str) -> dict[str, Any]:
+    """The settings of one table, by their own names; they are no longer among `values`."""
+    return {name.rpartition(".")[2]: values.pop(name) for name in list(values) if name.startswith(f"{section}.")}
 
 
 def default_data_dir() -> Path:
@@ -216,6 +223,24 @@ _KINDS: dict[str, _Kind] = {
     "job.kill_timeout_s": _whole(1, 86_400),
     "job.workload_identity": _Kind("true or false", _parse_flag),
 }
+_KINDS |= {
+    f"control_job.{name}": kind
+    for name, kind in {
+        "instances": _whole(1, 9),
+        "driver": _TEXT,
+        "image": _TEXT,
+        "network_mode": _TEXT,
+        "command": _TEXT,
+        "args": _TEXTS,
+        "constraints": _KINDS["job.constraints"],
+        "service": _TEXT,
+        "service_provider": _TEXT,
+        "priority": _whole(1, 100),
+        "cpu_mhz": _whole(1, 1_000_000),
+        "memory_mib": _whole(10, 1 << 30),
+        "kill_timeout": _TEXT,
+    }.items()
+}
 _LIMITS = {name.partition(".")[2] for name in _KINDS if name.startswith("limits.")}
 assert {one.name for one in fields(Limits)} == _LIMITS
 
@@ -270,7 +295,7 @@ def _named_like(name: str) -> Iterator[str]:
 
 def _from_environ(environ: Mapping[str, str]) -> Iterator[_Given]:
     for name in _KINDS:
-        if name.startswith("job."):
+        if name.startswith(("job.", "control_job.")):
             continue
         variable = f"NOMADFN_{name.replace('.', '_').upper()}"
         if environ.get(variable):

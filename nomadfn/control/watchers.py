@@ -92,4 +92,5 @@ class Watchers:
             self._blocked_since[function.id] = now
         elif now - since > BLOCKED_NOTICE_S:
             self._blocked_since[function.id] = TOLD
-            self.notice(function.app, function.spec.name, f"limited by {function.blocked}")
+            waits = f"waits for a place: {function.unplaced}" if function.unplaced else f"limited by {function.blocked}"
+            self.notice(function.app, function.spec.name, waits)

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from io import BytesIO
 from pathlib import Path
@@ -31,6 +31,7 @@ from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
 TOKEN = "nf_join_test"
+AGENT_COMMAND = [sys.executable, "-P", "-m", "nomadfn_agent"]
 WAITER = """
 import time
 def f(seconds):
@@ -130,7 +131,7 @@ class Control:
 class Allocation:
     """An agent as Nomad starts it."""
 
-    def __init__(self, folder: Path, urls: str, **env: str) -> None:
+    def __init__(self, folder: Path, urls: str, command: list[str] | None = None, **env: str) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         self.log = folder / "stderr"
@@ -147,8 +148,8 @@ class Allocation:
         }
         with self.log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "nomadfn_agent"],
-                stdin=subprocess.DEVNULL,
+                command or AGENT_COMMAND,
+                stdin=subprocess.PIPE,
                 stdout=stderr,
                 stderr=stderr,
                 env=environment | env,
@@ -166,13 +167,13 @@ class Allocation:
 
 
 @contextmanager
-def allocation(folder: Path, urls: str, **env: str) -> Iterator[Allocation]:
-    made = Allocation(folder, urls, **env)
+def allocation(folder: Path, urls: str, command: list[str] | None = None, **env: str) -> Iterator[Allocation]:
+    made = Allocation(folder, urls, command, **env)
     try:
         yield made
     finally:
         made.process.kill()
-        made.process.wait()
+        made.process.communicate()
 
 
 @pytest.fixture
@@ -411,6 +412,20 @@ def test_told_twice_or_killed_it_ends_with_all_of_them(
     how(agent.process)
     agent.ends()
     wait_until(lambda: not is_running(pid), "the container is gone")
+
+
+def test_an_agent_whose_parent_is_gone_ends(control: Control, tmp_path: Path) -> None:
+    start = f"import subprocess, sys; print(subprocess.Popen({AGENT_COMMAND!r}).pid, flush=True); sys.stdin.read()"
+    with allocation(tmp_path / "alloc", control.http_url, command=[sys.executable, "-c", start]) as parent:
+        control.joined()
+        agent = int(parent.said().split()[0])
+        try:
+            parent.process.kill()
+            wait_until(lambda: not is_running(agent), "the agent has ended")
+            assert "nobody else could end it" in parent.said()
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(agent, signal.SIGKILL)
 
 
 def test_without_nomads_variables_it_says_what_is_missing(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ class RealNomad:
             return False
 
     def close(self) -> None:
-        """A dev agent ends its allocations when it is interrupted."""
+        """A dev agent does not always end its allocations when it is interrupted: what is left of them is killed."""
         self.process.send_signal(signal.SIGINT)
         try:
             self.process.wait(30)
@@ -106,7 +106,19 @@ class RealNomad:
             self.process.kill()
             self.process.wait()
         self.log.close()
+        self._kill_rest()
         for mount in Path("/proc/self/mounts").read_text().splitlines():
             where = mount.split()[1]
             if where.startswith(f"{self.folder}/"):
                 subprocess.run(["umount", "-l", where], check=False, capture_output=True)
+
+    def _kill_rest(self) -> None:
+        """First the executors, which would see to their tasks' end at leisure, then the tasks."""
+        mark = f"{self.folder}/".encode()
+        for name in ("cmdline", "environ"):
+            for entry in Path("/proc").iterdir():
+                try:
+                    if entry.name.isdigit() and int(entry.name) != os.getpid() and mark in (entry / name).read_bytes():
+                        os.kill(int(entry.name), signal.SIGKILL)
+                except OSError:
+                    pass  # It has ended meanwhile.

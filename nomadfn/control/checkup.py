@@ -1,0 +1,230 @@
+"""What a cluster must have for nomadfn, looked at part by part; each says what was seen and what to do.
+
+Everything here blocks. A part that depends on one that is not there is left out.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+
+from nomadfn.adapters import consul_discovery, jobspec, nomad_words
+from nomadfn.adapters.consul_store import ConsulStore, Shard, delete
+from nomadfn.adapters.jobspec import JobSettings
+from nomadfn.adapters.nomad_api import NomadApi
+from nomadfn.control.clustered import IDENTITIES_SINCE, consul_settings, job_settings, nomad_address
+from nomadfn.control.settings import Settings
+from nomadfn.core import gpus
+from nomadfn.exception import Error, NotFoundError, PermissionDeniedError, ServiceError
+from nomadfn.ports import Needs
+from nomadfn.profiles import Profile
+
+OLDEST_NOMAD = (1, 6, 0)
+CLOCK_S = 5.0
+PROBE_S = 60.0
+ANSWER_S = 5.0
+PROBE = "import sys; print('python', '.'.join(map(str, sys.version_info[:3])))"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One part: `ok` is None where nothing is wrong and yet something is worth to know."""
+
+    part: str
+    ok: bool | None
+    text: str
+
+
+def check(profile: Profile, settings: Settings, probe: bool) -> Iterator[Finding]:
+    """Every finding as it is made. `probe` runs a short job to see the driver's Python."""
+    yield _token(settings)
+    yield from _check_consul(profile)
+    nomad = NomadApi(nomad_address(profile, settings))
+    try:
+        reached = list(_reach_nomad(nomad))
+        yield from reached
+        if all(one.ok for one in reached):
+            yield from _check_nomad(profile, settings, nomad, probe)
+    finally:
+        nomad.close()
+
+
+def _token(settings: Settings) -> Finding:
+    if settings.token:
+        return Finding("token", True, "NOMADFN_TOKEN is set")
+    return Finding("token", False, "NOMADFN_TOKEN is not set: every command and control service of a cluster needs it")
+
+
+def _check_consul(profile: Profile) -> Iterator[Finding]:
+    settings = consul_settings(profile)
+    store = ConsulStore(settings)
+    shard = Shard(profile.cluster, profile.shard)
+    try:
+        leader = consul_discovery.find_leader(store, shard)
+        yield Finding("Consul", True, f"answers at {settings.address}")
+        yield _attempt("Consul rights", lambda: _use_consul(store, shard), "keys, sessions and the lock's node")
+        yield _clock("Consul", f"{settings.address}/v1/status/leader", settings.verify and (settings.ca_file or True))
+    except Error as error:
+        yield Finding("Consul", False, str(error))
+        return
+    finally:
+        store.close()
+    if leader is None:
+        text = f"none leads; `nomadfn up --profile {profile.name}` starts it"
+    else:
+        text = f"{leader}, {leader.http_url or 'not serving yet'}"
+    yield Finding("control service", None if leader is None else True, text)
+
+
+def _use_consul(store: ConsulStore, shard: Shard) -> None:
+    session = store.open_session("nomadfn doctor", 60.0)
+    key = f"{shard.prefix}doctor"
+    try:
+        if store.lock(key, b"", session):
+            store.transact([delete(key)])
+    finally:
+        store.end_session(session)
+
+
+def _reach_nomad(nomad: NomadApi) -> Iterator[Finding]:
+    try:
+        version = nomad.version()
+    except PermissionDeniedError as error:
+        yield Finding("Nomad", False, f'{error}; nomadfn reads the agent\'s version: agent {{ policy = "read" }}')
+        return
+    except Error as error:
+        yield Finding("Nomad", False, str(error))
+        return
+    shown = ".".join(map(str, version))
+    if version < OLDEST_NOMAD:
+        yield Finding("Nomad", False, f"is {shown} at {nomad.address.url}; nomadfn needs 1.6 or newer: upgrade it")
+    else:
+        how = "a signed identity" if version >= IDENTITIES_SINCE else "a token of their job, in its Nomad variable"
+        yield Finding("Nomad", True, f"{shown} at {nomad.address.url}; agents join with {how}")
+
+
+def _check_nomad(profile: Profile, settings: Settings, nomad: NomadApi, probe: bool) -> Iterator[Finding]:
+    address = nomad.address
+    job = job_settings(profile, settings, nomad)
+    yield _clock("Nomad", f"{address.url}/v1/status/leader", not address.skip_verify and (address.ca_path or True))
+    rights = _attempt("Nomad rights", lambda: _use_nomad(nomad, job), f"jobs in the namespace {job.namespace}")
+    yield rights
+    yield _kill_timeout(nomad, job)
+    try:
+        stubs = nomad.nodes()
+    except PermissionDeniedError:
+        yield Finding(
+            "nodes", None, "may not be read: placement failures are told without them (node { policy = read })"
+        )
+    else:
+        yield from _check_nodes(nomad_words.read_nodes(stubs), job)
+    if probe and rights.ok:
+        yield _attempt("Python", lambda: _probe(nomad, job), "")
+
+
+def _use_nomad(nomad: NomadApi, job: JobSettings) -> None:
+    """Parse and plan a function's job, which asks for the right to submit it; nothing is registered."""
+    rendered = jobspec.render(Needs("doctor", "doctor"), job)
+    nomad.plan(nomad.parse(rendered.hcl, rendered.variables))
+
+
+def _kill_timeout(nomad: NomadApi, job: JobSettings) -> Finding:
+    cap_s = nomad.max_kill_timeout_s()
+    if cap_s is None:
+        text = f"{job.kill_timeout_s} s; each client's max_kill_timeout (30 s by default) is the most"
+        return Finding("kill_timeout", None, text)
+    if job.kill_timeout_s > cap_s:
+        text = (
+            f"{job.kill_timeout_s} s is more than max_kill_timeout = {cap_s:g} s of the Nomad client: raise that, or "
+            "lower kill_timeout_s; until then functions have less time to finish when a node is drained"
+        )
+        return Finding("kill_timeout", False, text)
+    return Finding("kill_timeout", True, f"{job.kill_timeout_s} s, of {cap_s:g} s that the Nomad client allows")
+
+
+def _check_nodes(nodes: list[nomad_words.Node], job: JobSettings) -> Iterator[Finding]:
+    usable = [node for node in nodes if node.usable]
+    able = [node for node in usable if job.driver in node.drivers]
+    have = f"{nomad_words.counted(len(able), 'node')} of {len(usable):,} can run the driver {job.driver}"
+    if able:
+        yield Finding("driver", True, have)
+    else:
+        others = ", ".join(sorted({driver for node in usable for driver in node.drivers})) or "none"
+        yield Finding(
+            "driver", False, f"{have}: enable it on the clients, or set driver to one that there is: {others}"
+        )
+    models: Counter[str] = Counter()
+    for node in usable:
+        for model, number in node.gpus.items():
+            models[gpus.short_name(model)] += number
+    if models:
+        yield Finding("GPUs", True, ", ".join(f"{number} × {model}" for model, number in sorted(models.items())))
+    else:
+        text = "no node reports one; functions with gpu= need the nvidia device plugin on their nodes"
+        yield Finding("GPUs", None, text)
+
+
+def _probe(nomad: NomadApi, job: JobSettings) -> str:
+    """Run the driver's Python for a moment; says which it is. Raises `ServiceError` where it does not run."""
+    rendered = jobspec.render(Needs("doctor", "probe", max_containers=1), job)
+    made = nomad.parse(rendered.hcl, rendered.variables)
+    made |= {"ID": f"{rendered.job_id}-doctor", "Name": "nomadfn-doctor", "Type": "batch", "Update": None}
+    group = made["TaskGroups"][0]
+    group |= {"Count": 1, "Scaling": None, "ReschedulePolicy": {"Attempts": 0, "Unlimited": False}}
+    group |= {"Update": None, "Migrate": None}
+    group["RestartPolicy"] = {"Attempts": 0, "Mode": "fail"}
+    task = group["Tasks"][0]
+    task["Config"]["args"] = ["-c", PROBE]
+    task |= {"Artifacts": None, "Templates": None, "Identities": None}
+    nomad.register(made)
+    try:
+        return _await_probe(nomad, made["ID"], job)
+    finally:
+        nomad.deregister(made["ID"])
+
+
+def _await_probe(nomad: NomadApi, job_id: str, job: JobSettings) -> str:
+    deadline = time.monotonic() + PROBE_S
+    while time.monotonic() < deadline:
+        for alloc in nomad.allocations_of(job_id):
+            if alloc["ClientStatus"] == "complete":
+                said = nomad.log_tail(alloc["ID"], nomad_words.TASK, "stdout", 200).strip()
+                if tuple(map(int, said.removeprefix("python ").split(".")[:2])) < (3, 11):
+                    raise ServiceError(f"{job.python} is {said}; functions need Python 3.11 or newer: set job.python")
+                return f"{job.python} is {said} with the driver {job.driver}"
+            if alloc["ClientStatus"] == "failed":
+                why = nomad_words.describe_end(alloc)
+                raise ServiceError(f"{job.python} does not run with the driver {job.driver}: {why}; set job.python")
+        time.sleep(0.2)
+    raise ServiceError(f"a job with the driver {job.driver} was not run within {PROBE_S:g} s; is there room on a node?")
+
+
+def _clock(part: str, url: str, verify: bool | str) -> Finding:
+    """Clocks far apart make identities look expired and results older than they are."""
+    try:
+        before = time.time()
+        with requests.Session() as session:
+            session.trust_env = False
+            date = session.get(url, timeout=ANSWER_S, verify=verify).headers["Date"]
+        apart_s = email.utils.parsedate_to_datetime(date).timestamp() - before
+    except (requests.RequestException, KeyError, ValueError) as error:
+        return Finding(f"{part} clock", None, f"cannot be read: {error}")
+    if abs(apart_s) > CLOCK_S:
+        text = f"is {abs(apart_s):.0f} s {'ahead of' if apart_s > 0 else 'behind'} this machine's: set both by NTP"
+        return Finding(f"{part} clock", False, text)
+    return Finding(f"{part} clock", True, "agrees with this machine's")
+
+
+def _attempt(part: str, work: Callable[[], Any], good: str) -> Finding:
+    try:
+        return Finding(part, True, work() or good)
+    except NotFoundError as error:
+        return Finding(part, False, f"{error}; does the namespace exist?")
+    except (Error, ValueError) as error:
+        return Finding(part, False, str(error))
