@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +51,8 @@ class JobSettings:
     ceiling: int = 100
     """Containers that all functions together may have."""
     driver: str = "docker"
-    image: str = "python:3.12-slim"
+    image: str = f"python:{sys.version_info.major}.{sys.version_info.minor}-slim"
+    """By default of the control service's own minor version, which the agent that it offers is for."""
     network_mode: str = ""
     python: str = "python3"
     agent_url: str = ""

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from nomadfn.exception import AuthError, ConflictError, PermissionDeniedError
 
+SALT = b"nomadfn container tokens"
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -40,7 +42,8 @@ class Tokens:
 
     def __init__(self, owner: str, *, derived: bool = False) -> None:
         self._owner = _digest(owner)
-        self._key = owner.encode() if derived else b""
+        # Derived slowly: containers see their tokens, and shall not be able to guess the owner's from one.
+        self._key = hashlib.scrypt(owner.encode(), salt=SALT, n=2**14, r=8, p=1, dklen=32) if derived else b""
         self._containers: dict[bytes, Identity] = {}
         self._by_container: dict[str, bytes] = {}
 
