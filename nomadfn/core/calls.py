@@ -245,7 +245,7 @@ def cancel(state: State, now: float, call: Call, *, terminate: bool = False, tex
     if call.durable:
         # Results that came before the cancellation stand before it in the journal, too.
         flush_settled(state)
-        state.record(records.Cancelled(call.id, now))
+        state.record(records.Cancelled(call.id, now, text))
     count = apply_cancel(state, now, call, terminate=terminate, text=text)
     if call.durable:
         state.withhold(Visible(call.id))

@@ -299,7 +299,9 @@ class Core:
                     calls.apply_close(state, record.at, call, record.total)
             case records.Cancelled():
                 if (call := state.calls.get(record.call)) is not None:
-                    calls.apply_cancel(state, record.at, call, terminate=False)
+                    calls.apply_cancel(
+                        state, record.at, call, terminate=False, text=record.text or calls.CANCELLED_TEXT
+                    )
             case records.Finished():
                 self._apply_finished(record)
             case records.Forgotten():

@@ -37,10 +37,11 @@ class Closed(msgspec.Struct, array_like=True, tag=2, gc=False):
 
 
 class Cancelled(msgspec.Struct, array_like=True, tag=3, gc=False):
-    """Every input of the call that had no result then was cancelled."""
+    """Every input of the call that had no result then was cancelled; `text` says why."""
 
     call: str
     at: float
+    text: str = ""
 
 
 class Finished(msgspec.Struct, array_like=True, tag=4, gc=False):
