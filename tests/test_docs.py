@@ -67,7 +67,12 @@ def test_the_programs_of_a_page_run_as_its_transcripts_say(page: Path, tmp_path:
         name = FILE_NAME.match(program)
         assert name, f"a program of {page.name} does not say its file's name in its first line:\n{program}"
         (tmp_path / name[1]).write_text(program)
-    env = {name: value for name, value in os.environ.items() if not name.startswith("NOMADFN_")}
+    # Unbuffered, one print of two values is several writes, and a container's line may come in between.
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("NOMADFN_") and name != "PYTHONUNBUFFERED"
+    }
     env |= {
         "PATH": f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}",
         "NOMADFN_DATA_DIR": str(tmp_path / "data"),

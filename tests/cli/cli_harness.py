@@ -20,7 +20,12 @@ class Cli:
         self.data = folder / "data"
         (folder / "tmp").mkdir()
         self.environ = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("NOMADFN_")},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                # Unbuffered, one print of two values is several writes, and a container's line may come in between.
+                if not name.startswith("NOMADFN_") and name != "PYTHONUNBUFFERED"
+            },
             "NOMADFN_DATA_DIR": str(self.data),
             "TMPDIR": str(folder / "tmp"),
             "NO_COLOR": "1",
