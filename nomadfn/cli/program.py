@@ -6,6 +6,7 @@ import difflib
 import os
 import sys
 import sysconfig
+import threading
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -119,6 +120,13 @@ def report(error: BaseException) -> int:
     return EXIT_USER_ERROR
 
 
+def report_in_thread(raised: threading.ExceptHookArgs) -> None:
+    """`threading.excepthook`: what a thread of the program raises is shown with the program's frames only, too."""
+    if raised.exc_value is not None and not isinstance(raised.exc_value, SystemExit):
+        output.note(f"Exception in {raised.thread.name if raised.thread else 'a thread that has ended'}:")
+        report(raised.exc_value)
+
+
 def _hidden() -> tuple[str, ...]:
     """Where frames lie that are not the user's: ours, and the parts of Python that call the user's code."""
     from nomadfn_agent.wire import payload
@@ -127,4 +135,4 @@ def _hidden() -> tuple[str, ...]:
 
     ours = (str(Path(nomadfn.__file__).parent) + os.sep, str(Path(payload.__file__).parents[1]) + os.sep)
     standard = sysconfig.get_path("stdlib")
-    return (*ours, os.path.join(standard, "asyncio") + os.sep, "<frozen ")
+    return (*ours, os.path.join(standard, "asyncio") + os.sep, os.path.join(standard, "threading.py"), "<frozen ")

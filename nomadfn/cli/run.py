@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -37,6 +38,7 @@ def run(
     from nomadfn.cli import program
 
     reference, *words = context.args
+    threading.excepthook = program.report_in_thread  # for good: threads may outlive the run
     with _interrupts():
         code = _run(program.load_program(reference, as_modal=as_modal), reference, words, detach=detach, quiet=quiet)
     if code:

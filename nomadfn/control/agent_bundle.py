@@ -28,7 +28,7 @@ from pathlib import Path
 
 from nomadfn_agent import wire
 
-from nomadfn import exception
+from nomadfn import version
 from nomadfn.exception import ConflictError, NotFoundError, ServiceError
 
 LIBRARIES = ("cloudpickle", "msgspec", "websockets")
@@ -173,7 +173,7 @@ def build(target: Target) -> Bundle:
 def _own_files() -> Iterator[tuple[Path, str]]:
     """Source files of nomadfn and the agent, with their names in the bundle."""
     agent = Path(wire.__path__[0]).parent
-    for folder in (Path(exception.__file__).parent, agent):
+    for folder in (Path(version.__file__).parent, agent):
         for path in folder.rglob("*.py"):
             name = path.relative_to(folder).as_posix()
             if folder == agent or name.partition("/")[0] not in LEFT_OUT or name in KEPT:

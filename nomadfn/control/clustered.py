@@ -39,6 +39,7 @@ from nomadfn.control.identities import WorkloadIdentities
 from nomadfn.control.jobs import Jobs
 from nomadfn.control.join_tokens import JoinTokens
 from nomadfn.control.leadership import STAND_BY, await_lease, in_thread
+from nomadfn.control.overrides import PREFIX
 from nomadfn.control.service import Service
 from nomadfn.control.serving import SteppedDownError, StorageError, bind, bring_back, end, taken, url
 from nomadfn.control.settings import Settings, load_settings
@@ -170,8 +171,8 @@ class _Member:
         Jobs(nomad, job, cluster).add_to(service.operations)
         self._know_standbys(service)
         await service.start(lambda: cluster.rejoining)
-        on_overrides = service.operations.on_overrides
-        registry.watch("overrides/", lambda entries: self._soon(on_overrides, entries), on_fault=self._log)
+        on_overrides = service.operations.overrides.take
+        registry.watch(PREFIX, lambda entries: self._soon(on_overrides, entries), on_fault=self._log)
         app = api.create_api(service, blobs=service.address.blobs, max_body_bytes=self._settings.max_body_bytes)
         self._front.lead(app)
         announce = partial(self._lease.announce, http_url=self._http_url, data_url=service.address.data_url)

@@ -17,6 +17,7 @@ from nomadfn_agent import wire
 
 from nomadfn.control.call_operations import CallOperations
 from nomadfn.control.history import History
+from nomadfn.control.overrides import PREFIX, SETTINGS, Overrides, check_settings
 from nomadfn.control.tokens import Identity
 from nomadfn.core import scaling
 from nomadfn.core.model import CONTAINER_STATES, App, Function
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from nomadfn.control.service import Service
 
 STOP_TIMEOUT_S = 30.0
-SETTINGS = ("min_containers", "max_containers", "buffer_containers", "scaledown_window_s")
 
 Operation = Callable[[dict[str, Any], Identity, str], Awaitable[Any]]
 
@@ -40,8 +40,7 @@ class Operations:
         self._core = service.core
         self._state = service.core.state
         self._history = History(service.registry)
-        self._own_writes = 0
-        """Overrides that are being written from here: what the registry shows meanwhile is older."""
+        self.overrides = Overrides(service)
         self._operations: dict[str, Operation] = {
             "status": self._status,
             "app.start": self._start_app,
@@ -107,7 +106,7 @@ class Operations:
         await self._remember(app, spec)
         await self._blocking(self._history.record, version, spec, self._service.now(), note)
         for function in app.functions.values():
-            await self._write_override(self._service.registry.delete, override_key(app, function.spec.name))
+            await self.overrides.drop(app, function)
         return {"app_id": app_id, "version": version, "functions": functions, "changed": changed, "note": note}
 
     async def _list_versions(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
@@ -148,36 +147,7 @@ class Operations:
             spec = msgspec.convert(entry["spec"], wire.AppSpec)
             self._core.restore_app(now, entry["id"], spec, entry["session"], entry["deployed"], entry["version"])
         self._history.load()
-        self.on_overrides(self._service.registry.list("overrides/"))
-
-    def on_overrides(self, entries: dict[str, Any]) -> None:
-        """What the registry says of autoscaler settings, whoever wrote it there: all of it."""
-        if self._own_writes:
-            return
-        for app in list(self._state.apps.values()):
-            for function in app.functions.values():
-                wanted = entries.get(override_key(app, function.spec.name)) or {}
-                if function.overrides != wanted:
-                    self._override(function, wanted)
-
-    def _override(self, function: Function, wanted: Any) -> None:
-        try:
-            if not isinstance(wanted, dict) or set(wanted) - set(SETTINGS):
-                raise InvalidError(f"overrides are an object with some of {', '.join(SETTINGS)}, not {wanted!r}")
-            check_settings(function.spec.name, {**msgspec.structs.asdict(function.spec.autoscaler), **wanted})
-        except InvalidError as error:
-            self._service.log(f"settings in the registry are not taken: {error}")
-            return
-        function.overrides = {}
-        self._core.override(function.id, dict(wanted))
-        self._service.poke()
-
-    async def _write_override(self, write: Callable[..., None], key: str, *value: Any) -> None:
-        self._own_writes += 1
-        try:
-            await self._blocking(write, key, *value)
-        finally:
-            self._own_writes -= 1
+        self.overrides.take(self._service.registry.list(PREFIX))
 
     def forget_app(self, app_id: str) -> None:
         """A stopped app is not brought back. Blocks."""
@@ -185,7 +155,7 @@ class Operations:
         entry = registry.get(f"apps/{app_id}") or {}
         registry.delete(f"apps/{app_id}")
         name = entry["spec"]["name"] if entry.get("deployed") else app_id
-        for key in registry.list(f"overrides/{name}/"):
+        for key in registry.list(f"{PREFIX}{name}/"):
             registry.delete(key)
         if entry.get("deployed"):
             self._history.forget(name)
@@ -311,8 +281,7 @@ class Operations:
         settings = self._core.override(function.id, changes)
         self._service.poke()
         if not self._service.address.private:
-            key = override_key(self._state.apps[function.app], function.spec.name)
-            await self._write_override(self._service.registry.put, key, function.overrides)
+            await self.overrides.keep(self._state.apps[function.app], function)
         return msgspec.to_builtins(settings)
 
     async def _list_functions(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
@@ -396,23 +365,3 @@ class Operations:
             "data_dir": address.data_dir,
             "http_url": address.http_url,
         }
-
-
-def override_key(app: App, function: str) -> str:
-    """Where settings that were changed since the deploy stand in the registry: under names that people know."""
-    return f"overrides/{app.name if app.deployed else app.id}/{function}"
-
-
-def check_settings(function: str, settings: dict[str, Any]) -> None:
-    """The rules of the decorator, for settings that change while the function runs. Raises `InvalidError`."""
-    low, high = settings["min_containers"], settings["max_containers"]
-    for name in ("min_containers", "buffer_containers"):
-        if not isinstance(settings[name], int) or settings[name] < 0:
-            raise InvalidError(f"{function}: {name} must be a whole number of 0 or more, not {settings[name]!r}")
-    if high is not None and (not isinstance(high, int) or high < 1):
-        raise InvalidError(f"{function}: max_containers must be a whole number of 1 or more, or none, not {high!r}")
-    if high is not None and low > high:
-        raise InvalidError(f"{function}: min_containers={low} is more than max_containers={high}")
-    window = settings["scaledown_window_s"]
-    if not isinstance(window, int | float) or not 2 <= window <= 3600:
-        raise InvalidError(f"{function}: scaledown_window must be between 2 and 3600 seconds, not {window!r}")

@@ -26,6 +26,7 @@ from nomadfn.control.containers import Containers
 from nomadfn.control.durable import DurableWriter, Pace
 from nomadfn.control.logs import LogBook
 from nomadfn.control.operations import Operations
+from nomadfn.control.sweep import sweep_blobs
 from nomadfn.control.tokens import Identity, Tokens
 from nomadfn.control.watchers import Watchers
 from nomadfn.core import calls, effects
@@ -38,7 +39,6 @@ TICK_RETRY_S = 0.25
 RECOVER_S = 5.0
 """How long a new leader waits for the containers that the one before has left, before it hands out inputs."""
 RECOVER_POLL_S = 0.02
-BLOB_SWEEP_S = 3600.0
 LOCAL_SESSION = "se-http"
 """The session of calls that come over HTTP; it is always there."""
 
@@ -103,7 +103,7 @@ class Service:
             self._keep(self._recover(expected))
         self.writer.start()
         self._tick()
-        self._keep(self._sweep_blobs())
+        self._keep(sweep_blobs(self))
 
     async def _recover(self, expected: Callable[[], int]) -> None:
         start = time.monotonic()
@@ -113,21 +113,6 @@ class Service:
         self.poke()
         if (count := len(self.core.state.containers)) or late:
             self.log(f"{count:,} containers are back after {time.monotonic() - start:.1f} s, {late:,} are not")
-
-    async def _sweep_blobs(self) -> None:
-        """Now and then: delete what nobody refers to any more, as left behind by clients that were killed."""
-        while True:
-            await asyncio.sleep(BLOB_SWEEP_S)
-            try:
-                old = await asyncio.to_thread(self._old_blobs)
-                live = self.core.live_blobs() | self.operations.kept_blobs if old else set()
-                for name in old - live:
-                    await asyncio.to_thread(self.blobs.delete, name)
-            except (Error, OSError) as error:
-                self.log(f"blobs were not swept: {error}")
-
-    def _old_blobs(self) -> set[str]:
-        return {name for name, age_s in self.blobs.names() if age_s > BLOB_SWEEP_S}
 
     async def leave(self, release: Callable[[], None]) -> None:
         """Write what is there, `release` the lease, and let everybody go, the containers running."""

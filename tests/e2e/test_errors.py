@@ -96,6 +96,15 @@ MISTAKES = """
     @app.local_entrypoint()
     def cause():
         chained.remote()
+
+    @app.local_entrypoint()
+    def thread():
+        one = threading.Thread(target=divide.remote, args=(0,), name="one of mine")
+        one.start()
+        one.join()
+        other = threading.Thread(target=lambda: echo.remote(threading.Lock()))
+        other.start()
+        other.join()
 """
 HELPER = """
     def invert(x):
@@ -143,6 +152,13 @@ def test_an_uncaught_exception_shows_the_frames_here_and_there_and_nothing_of_ou
     assert f'File "{mistakes.folder}/helper.py", line 3, in invert' in done.err, done.report
     assert f", in {entrypoint}" in done.err, done.report
     assert "/code/" not in done.err, "the place where a container unpacked it is nobody's business"
+
+
+def test_what_a_thread_of_the_program_raises_is_shown_with_its_own_frames(mistakes: World) -> None:
+    done = mistakes.nomadfn("run", "mistakes.py::thread").ok().without_our_frames()
+    assert "one of mine" in done.err, done.report
+    assert "ZeroDivisionError" in done.err, done.report
+    assert "of type lock, cannot be sent" in done.err, done.report
 
 
 def test_a_cause_is_shown_with_its_own_frames(mistakes: World) -> None:

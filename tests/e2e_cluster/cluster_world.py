@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from consul_server import ConsulServer
+from nomad_double.server import NomadDouble
 from real_nomad import RealNomad
 from world import NOMADFN, Running, World, eventually
 
@@ -26,7 +26,7 @@ START_S = 60.0
 class ClusterWorld(World):
     """A `World` whose commands speak to a cluster."""
 
-    def __init__(self, folder: Path, nomad: RealNomad, consul: ConsulServer, job: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, nomad: RealNomad | NomadDouble, consul: ConsulServer, job: dict[str, Any]) -> None:
         super().__init__(folder)
         self.nomad = nomad
         self.consul = consul
@@ -42,7 +42,8 @@ class ClusterWorld(World):
         self.controls: list[Running] = []
 
     def configure(self, job: dict[str, Any]) -> None:
-        values = {"driver": "raw_exec", "python": sys.executable, "cpu_cores": 0.01, "memory_mib": 32, **job}
+        values = {"driver": "raw_exec", "python": sys.executable, "cpu_cores": 0.01, "memory_mib": 32}
+        values |= {"kill_timeout_s": 3, **job}
         lines = [
             "[profiles.test]",
             f'nomad = "{self.nomad.address.url}"',
@@ -111,27 +112,23 @@ class ClusterWorld(World):
                 control.wait()
             for job in api.jobs(self.name):
                 api.deregister(job["ID"])
-            eventually(
-                lambda: all(
-                    one["ClientStatus"] not in ("pending", "running") for one in api.allocations(f"{self.name}-")
-                ),
-                "all allocations have ended",
-            )
+            if isinstance(self.nomad, RealNomad):  # The double ends what it has started when it is closed.
+                eventually(lambda: not self._live(api), "all allocations have ended")
         finally:
             api.close()
             super().close()
 
+    def _live(self, api: NomadApi) -> list[str]:
+        found = api.allocations(f"{self.name}-")
+        return [one["Name"] for one in found if one["ClientStatus"] in ("pending", "running")]
+
 
 @contextmanager
 def made_in(
-    folder: Path, nomad: RealNomad, consul: ConsulServer, job: dict[str, Any] | None = None
+    folder: Path, nomad: RealNomad | NomadDouble, consul: ConsulServer, job: dict[str, Any] | None = None
 ) -> Iterator[ClusterWorld]:
     world = ClusterWorld(folder, nomad, consul, job or {})
     try:
         yield world
     finally:
         world.close()
-
-
-def took(start: float) -> float:
-    return time.monotonic() - start

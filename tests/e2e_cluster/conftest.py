@@ -1,20 +1,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import real_nomad
 from cluster_world import ClusterWorld, made_in
 from consul_server import ConsulServer, running_consul
+from nomad_double.server import NomadDouble
 from real_nomad import RealNomad
+
+ON_DOUBLE: dict[str, Any] = {"agent_args": ["-m", "nomadfn_agent"], "workload_identity": False}
+"""The double fetches no artifacts and signs nothing."""
 
 
 @pytest.fixture(scope="session")
 def nomad(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNomad]:
     path, why = real_nomad.find()
     if not path:
-        pytest.skip(why)
+        pytest.skip(f"needs a real Nomad (1.6 or newer): {why}")
     started = RealNomad(path, tmp_path_factory.mktemp("nomad"))
     yield started
     started.close()
@@ -28,5 +34,18 @@ def consul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsulServer]:
 
 @pytest.fixture
 def world(tmp_path: Path, nomad: RealNomad, consul: ConsulServer) -> Iterator[ClusterWorld]:
+    """On a real Nomad."""
     with made_in(tmp_path, nomad, consul) as made:
+        yield made
+
+
+@pytest.fixture(params=["double", pytest.param("real", marks=pytest.mark.nomad)])
+def any_world(request: pytest.FixtureRequest, tmp_path: Path, consul: ConsulServer) -> Iterator[ClusterWorld]:
+    """On the double, in every run, and on a real Nomad where there is one."""
+    if request.param == "real":
+        yield request.getfixturevalue("world")
+        return
+    folder = tmp_path / "double"
+    folder.mkdir()
+    with closing(NomadDouble(folder)) as double, made_in(tmp_path, double, consul, ON_DOUBLE) as made:
         yield made

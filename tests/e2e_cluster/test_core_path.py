@@ -6,7 +6,7 @@ import pytest
 from cluster_world import ClusterWorld
 from world import eventually
 
-pytestmark = [pytest.mark.nomad, pytest.mark.consul, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.consul, pytest.mark.timeout(240)]
 
 PROGRAM = """
     import nomadfn
@@ -23,20 +23,20 @@ PROGRAM = """
 """
 
 
-def test_a_program_is_deployed_called_and_goes_back_to_nothing(world: ClusterWorld) -> None:
-    world.start_control()
-    world.led()
-    world.write("sums.py", PROGRAM)
-    done = world.nomadfn("deploy", "sums.py", timeout_s=120).ok()
-    assert f"the cluster {world.name}" in done.err
-    assert world.nomadfn("function", "call", "sums", "square", "7", timeout_s=120).ok().out.strip() == "49"
-    assert world.count() == 1
-    eventually(lambda: world.count() == 0, "scaled to zero", 60)
+def test_a_program_is_deployed_called_and_goes_back_to_nothing(any_world: ClusterWorld) -> None:
+    any_world.start_control()
+    any_world.led()
+    any_world.write("sums.py", PROGRAM)
+    done = any_world.nomadfn("deploy", "sums.py", timeout_s=120).ok()
+    assert f"the cluster {any_world.name}" in done.err
+    assert any_world.nomadfn("function", "call", "sums", "square", "7", timeout_s=120).ok().out.strip() == "49"
+    assert any_world.count() == 1
+    eventually(lambda: any_world.count() == 0, "scaled to zero", 60)
 
 
-def test_a_map_of_5000_inputs_gives_every_result(world: ClusterWorld) -> None:
-    world.start_control()
-    world.led()
-    world.write("sums.py", PROGRAM)
-    done = world.nomadfn("run", "sums.py", timeout_s=180).ok()
+def test_a_map_of_5000_inputs_gives_every_result(any_world: ClusterWorld) -> None:
+    any_world.start_control()
+    any_world.led()
+    any_world.write("sums.py", PROGRAM)
+    done = any_world.nomadfn("run", "sums.py", timeout_s=180).ok()
     assert done.out.strip() == str(sum(n * n for n in range(5000)))

@@ -10,7 +10,7 @@ import pytest
 from cluster_world import ClusterWorld
 from world import eventually
 
-pytestmark = [pytest.mark.nomad, pytest.mark.consul, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.consul, pytest.mark.timeout(300)]
 
 PROGRAM = """
     import os, sys, time
@@ -57,16 +57,16 @@ MAP = """
 
 
 @pytest.fixture
-def deployed(world: ClusterWorld) -> ClusterWorld:
+def deployed(any_world: ClusterWorld) -> ClusterWorld:
     """A leader, a standby, and a function with a container that is warm."""
-    world.start_control()
-    world.led()
-    world.start_control()
-    eventually(lambda: "standing by" in world.controls[1].out, world.controls[1])
+    any_world.start_control()
+    any_world.led()
+    any_world.start_control()
+    eventually(lambda: "standing by" in any_world.controls[1].out, any_world.controls[1])
     for name, source in (("marks.py", PROGRAM), ("spawn.py", SPAWN), ("mapped.py", MAP)):
-        world.write(name, source)
-    world.nomadfn("deploy", "marks.py", timeout_s=120).ok()
-    return world
+        any_world.write(name, source)
+    any_world.nomadfn("deploy", "marks.py", timeout_s=120).ok()
+    return any_world
 
 
 def runs(folder: Path) -> dict[int, int]:

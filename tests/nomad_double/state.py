@@ -218,6 +218,8 @@ class State:
 
     def _run_once(self, alloc: Json, task: Json) -> int:
         state = alloc["TaskStates"]["agent"]
+        task_folder = self.folder / f"{alloc['ID']}.task"
+        task_folder.mkdir(exist_ok=True)
         environment = {
             **os.environ,
             **task["Env"],
@@ -225,6 +227,7 @@ class State:
             "NOMAD_ALLOC_INDEX": str(name_index(alloc)),
             "NOMAD_GROUP_NAME": alloc["TaskGroup"],
             "NOMAD_JOB_ID": alloc["JobID"],
+            "NOMAD_TASK_DIR": str(task_folder),
         }
         if task.get("Templates"):
             environment["NOMADFN_JOIN_TOKEN"] = self.variables[f"nomad/jobs/{alloc['JobID']}"]["join_token"]
