@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nomadfn.sdk.function import Function
     from nomadfn.sdk.function_call import FunctionCall
     from nomadfn.sdk.options import Retries
+    from nomadfn.sdk.partial import batched, concurrent
 
 __all__ = [
     "App",
@@ -27,6 +28,8 @@ __all__ = [
     "FunctionCall",
     "LocalEntrypoint",
     "Retries",
+    "batched",
+    "concurrent",
     "current_function_call_id",
     "current_input_id",
     "enable_output",
@@ -41,6 +44,8 @@ _HOMES = {
     "FunctionCall": "nomadfn.sdk.function_call",
     "LocalEntrypoint": "nomadfn.sdk.app",
     "Retries": "nomadfn.sdk.options",
+    "batched": "nomadfn.sdk.partial",
+    "concurrent": "nomadfn.sdk.partial",
     "current_function_call_id": "nomadfn_agent.context",
     "current_input_id": "nomadfn_agent.context",
     "enable_output": "nomadfn.sdk.context",

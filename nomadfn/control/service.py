@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 import sys
 import time
@@ -171,6 +172,8 @@ class Service:
         now = self.now()
         for effect in self.core.settle(now):
             self._carry_out(effect)
+        if self.core.wake_at < math.inf:
+            self._tick_sooner()
         batch, number = self.core.take_records()
         if batch:
             self.writer.write(batch, number)
@@ -187,7 +190,17 @@ class Service:
             self.on_fatal(error)
         self._settle()
         if not self.closing:
-            self._ticker = self.loop.call_later(delay_s, self._tick)
+            self._next_tick = self.loop.time() + delay_s
+            self._ticker = self.loop.call_at(self._next_tick, self._tick)
+            self._tick_sooner()
+
+    def _tick_sooner(self) -> None:
+        """A batch may be due before the next tick."""
+        wake_s = self.core.wake_at - self.now()
+        if self._ticker is not None and self.loop.time() + wake_s < self._next_tick:
+            self._ticker.cancel()
+            self._next_tick = self.loop.time() + max(0.0, wake_s)
+            self._ticker = self.loop.call_at(self._next_tick, self._tick)
 
     def _on_durable(self, number: int) -> None:
         self.core.durable(self.now(), number)
@@ -239,6 +252,18 @@ class Service:
                         effect.indexes,
                         effect.payloads,
                         [effect.codecs[0]] if len(set(effect.codecs)) == 1 else effect.codecs,
+                    ),
+                )
+            case effects.DeliverBatch():
+                self.containers.send(
+                    effect.container,
+                    wire.DeliverBatch(
+                        effect.calls,
+                        effect.deliveries,
+                        effect.indexes,
+                        effect.payloads,
+                        effect.codecs,
+                        effect.last,
                     ),
                 )
             case effects.SendResults():

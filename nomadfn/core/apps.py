@@ -138,7 +138,7 @@ def stop_app(state: State, now: float, app: App, why: str) -> int:
     for function in app.functions.values():
         for container in list(function.containers.values()):
             if container.state != STOPPING:
-                container.held.clear()
+                container.forget_all()
                 pool.stop(state, container, why)
         state.touch(function)
     if state.deployed.get(app.name) == app.id:

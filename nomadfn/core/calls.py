@@ -140,14 +140,15 @@ def take_durable(
     if sub.kind == wire.SPAWN:
         call.total = 1
     function.pending[1] += len(inputs)
-    function.queue.add(caller, sub.priority, inputs)
+    pool.enqueue(function, now, call, inputs)
     state.touch(function)
     return call
 
 
 def load_of(function: Function) -> limits.Load:
     mean_s = function.mean_run_s
-    rate = function.ready / mean_s if mean_s and function.ready else None
+    at_once = function.ready * function.spec.max_inputs * max(1, function.spec.max_batch_size)
+    rate = at_once / mean_s if mean_s and at_once else None
     return limits.Load(function.pending[0], function.running[0], function.pending[1], rate)
 
 
@@ -187,7 +188,7 @@ def _enqueue(
     for one in inputs:
         add(one)
     function.pending[0] += len(inputs)
-    function.queue.add(call.caller, sub.priority, inputs)
+    pool.enqueue(function, now, call, inputs)
     session = state.sessions[call.caller]
     if session.parent and (parent := state.containers.get(session.parent)) is not None:
         note_waiting(state, parent, len(inputs))

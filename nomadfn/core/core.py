@@ -12,12 +12,13 @@ with it, so a clock that was set makes results stay longer or shorter, and nothi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 from nomadfn_agent import wire
 
 from ..exception import InvalidError, NotFoundError
-from . import apps, calls, pool, records, scaling, takeover
+from . import apps, batching, calls, pool, records, scaling, takeover, watch
 from .effects import Effect
 from .limits import Limits
 from .model import COMMITTING, DELAYED, STOPPING, WAKE, App, Container, Function, Session
@@ -235,15 +236,16 @@ class Core:
     def tick(self, now: float) -> float:
         """Let time pass; returns the seconds until it has to be called again. `settle` comes after it."""
         state = self.state
+        state.wake_at = math.inf
         busy = False
         for function in list(state.active.values()):
             self._wake_delayed(now, function)
             if function.running_inputs or function.containers:
                 for container in list(function.containers.values()):
                     if container.state != STOPPING:
-                        pool.watch(state, now, container)
+                        watch.watch(state, now, container)
             busy = busy or bool(function.running_inputs or function.waiting_inputs)
-            if function.next_decision <= now:
+            if function.next_decision <= now or (function.arrivals and batching.due_at(function) <= now):
                 state.dirty[function.id] = function
         if now >= self._next_sweep:
             self._next_sweep = now + TICK_IDLE_S
@@ -253,6 +255,11 @@ class Core:
             takeover.forget_early(state, now)
         return TICK_BUSY_S if busy else TICK_IDLE_S
 
+    @property
+    def wake_at(self) -> float:
+        """When `tick` shall be called at the latest, whatever it said itself; inputs that came since may be why."""
+        return self.state.wake_at
+
     def _wake_delayed(self, now: float, function: Function) -> None:
         due = function.queue.next_due
         if due is None or due > now:
@@ -261,9 +268,9 @@ class Core:
             if one.state == DELAYED:
                 one.move(WAKE)
                 if one.suspect:
-                    function.queue.alone.append(one)
+                    function.queue.alone.append([one])
                 else:
-                    function.queue.add(one.call.caller, one.call.priority, [one])
+                    pool.enqueue(function, now, one.call, [one])
         self.state.touch(function)
 
     # What survives
@@ -345,6 +352,8 @@ class Core:
         for id in [id for id in state.functions if id not in known]:
             for table in (state.functions, state.dirty, state.active):
                 table.pop(id, None)
+        for function in state.functions.values():
+            batching.forget_arrivals(function)  # They waited by another clock, and long enough.
         expiring = sorted((call.finished_at, call.id) for call in state.calls.values() if call.finished)
         state.expiring.clear()
         state.expiring.extend(expiring)

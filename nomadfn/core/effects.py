@@ -20,6 +20,20 @@ class Deliver:
 
 
 @dataclass(slots=True)
+class DeliverBatch:
+    """Send one batch, or a part of it, to a container; its inputs may be of several calls."""
+
+    container: str
+    calls: list[str]
+    deliveries: list[int]
+    indexes: list[int]
+    payloads: list[bytes]
+    codecs: list[int]
+    last: bool
+    """Whether the batch is whole with it."""
+
+
+@dataclass(slots=True)
 class Recall:
     """Ask a container for those deliveries that it has not started."""
 
@@ -125,6 +139,7 @@ class Notice:
 
 Effect = (
     Deliver
+    | DeliverBatch
     | Recall
     | Interrupt
     | StartContainer

@@ -180,14 +180,19 @@ class Container:
         "adopted",
         "alone",
         "app",
+        "batch_of",
+        "batches",
+        "begun",
         "function",
         "held",
         "id",
         "idle_since",
         "index",
+        "interrupted",
         "listed",
         "pid",
         "progress",
+        "queued",
         "recalling",
         "revision",
         "slots",
@@ -206,6 +211,17 @@ class Container:
         self.slots = 1
         self.held: dict[int, Input] = {}
         """Delivery number → input, in the order in which the runner takes them."""
+        self.batches: dict[int, int] = {}
+        """Batched functions: first delivery of a batch → how many of it have no output yet."""
+        self.batch_of: dict[int, int] = {}
+        """Batched functions: delivery → first delivery of its batch."""
+        self.begun: dict[int, float] = {}
+        """Where several inputs (or a batch) run at once: the slots' deliveries, each with the time from when its
+        timeout counts, the oldest first. A batch stands here by its first delivery."""
+        self.queued: deque[int] = deque()
+        """The same containers: deliveries beyond the slots."""
+        self.interrupted: dict[int, float] = {}
+        """Attempts that were given up and still hold their slot, and until when they may."""
         self.adopted = False
         """An earlier leader has started it, and its runner is not here yet."""
         self.alone = False
@@ -227,12 +243,51 @@ class Container:
     def busy(self) -> bool:
         return bool(self.held)
 
+    @property
+    def used(self) -> int:
+        """Slots that are taken, by what was sent ahead of a free one as well: more than `slots` then."""
+        return (len(self.batches) if self.batches else len(self.held)) + len(self.interrupted)
+
+    @property
+    def counts_slots(self) -> bool:
+        """Whether `begun` says what runs; else one input at a time does, the first that is held."""
+        return self.slots > 1 or self.function.spec.max_batch_size > 0
+
+    def begin(self, now: float, delivery: int) -> None:
+        """A delivery (a batch by its first) was handed over: it runs if there is a slot."""
+        if len(self.begun) < self.slots:
+            self.begun[delivery] = now
+        else:
+            self.queued.append(delivery)
+
+    def release(self, now: float, delivery: int) -> bool:
+        """It holds this delivery no more; what comes next begins. Says whether a slot became free, or a whole batch."""
+        first = self.batch_of.pop(delivery, delivery)
+        if first in self.batches:
+            self.batches[first] -= 1
+            if self.batches[first]:
+                return False
+            del self.batches[first]
+        if self.begun.pop(first, None) is not None:
+            while self.queued and len(self.begun) < self.slots:
+                following = self.queued.popleft()
+                if following in self.held:
+                    self.begun[following] = now
+        return True
+
+    def forget_all(self) -> None:
+        """It holds nothing any more."""
+        for table in (self.held, self.batches, self.batch_of, self.begun, self.queued, self.interrupted):
+            table.clear()
+
 
 class Function:
     """One function of one app: its definition, its queue, its pool and its figures."""
 
     __slots__ = (
         "app",
+        "arrivals",
+        "arrived",
         "blocked",
         "containers",
         "decisions",
@@ -266,6 +321,10 @@ class Function:
         self.pending = [0, 0]
         """Inputs that wait: those of `.remote` and `.map`, and those of spawns."""
         self.running = [0, 0]
+        self.arrivals: deque[tuple[float, int]] = deque()
+        """Batched functions: when inputs began to wait for a batch, and how many, the oldest first."""
+        self.arrived = 0
+        """How many those are together."""
         self.containers: dict[str, Container] = {}
         self.ready = 0
         self.idle_heap: list[tuple[int, str]] = []

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence
 
 from nomadfn_agent import wire
 
-from . import retries
-from .effects import Deliver, Interrupt, Notice, Recall, StopContainer
+from . import batching, retries
+from .effects import Deliver, Notice, StopContainer
 from .model import (
     DELAYED,
     DISPATCH,
@@ -26,6 +27,7 @@ from .model import (
     RUNNING,
     STARTING,
     STOPPING,
+    Call,
     Container,
     Function,
     Input,
@@ -48,12 +50,19 @@ DEADLINE_TEXT = "its deadline passed before it was started"
 _WEIGHT = 0.3
 
 
+def enqueue(function: Function, now: float, call: Call, inputs: Sequence[Input]) -> None:
+    """Inputs of one call begin to wait."""
+    function.queue.add(call.caller, call.priority, inputs)
+    if function.spec.max_batch_size:
+        batching.note_arrival(function, now, len(inputs))
+
+
 def ahead(function: Function) -> int:
     """How many inputs a container may hold beyond its slots."""
     mean_s = function.mean_run_s
     if mean_s is None or mean_s > AHEAD_BELOW_S or function.spec.max_batch_size:
         return 0
-    return min(AHEAD_MAX, math.ceil(AHEAD_S / max(mean_s, 1e-6)))
+    return min(AHEAD_MAX, math.ceil(AHEAD_S * function.spec.max_inputs / max(mean_s, 1e-6)))
 
 
 def stuck_after_s(function: Function) -> float:
@@ -64,8 +73,8 @@ def list_container(function: Function, container: Container, extra: int) -> None
     """Put a container that has room into the heap that `dispatch` takes from."""
     if container.state != READY or container.alone:
         return
-    held = len(container.held)
-    kind = 1 if held < container.slots else 2 if held < container.slots + extra else 0
+    used = container.used
+    kind = 1 if used < min(function.target, container.slots) else 2 if used < container.slots + extra else 0
     if kind == 0 or container.listed == 1 or container.listed == kind:
         return
     container.listed = kind
@@ -79,6 +88,13 @@ def dispatch(state: State, now: float, function: Function) -> None:
     extra = ahead(function)
     if function.queue.alone:
         _dispatch_alone(state, now, function, extra)
+    if function.spec.max_batch_size:
+        _dispatch_batches(state, now, function)
+    else:
+        _dispatch_inputs(state, now, function, extra)
+
+
+def _dispatch_inputs(state: State, now: float, function: Function, extra: int) -> None:
     reserved = _reserve(function)
     visited: list[Container] = []
     for heap, kind in ((function.idle_heap, 1), (function.roomy_heap, 2)):
@@ -98,6 +114,32 @@ def dispatch(state: State, now: float, function: Function) -> None:
         list_container(function, container, extra)
 
 
+def _dispatch_batches(state: State, now: float, function: Function) -> None:
+    reserved = _reserve(function)
+    kept: list[Container] = []
+    while batching.eligible(state, now, function) and (container := batching.next_container(function)) is not None:
+        if reserved:
+            reserved -= 1
+            kept.append(container)
+            continue
+        inputs = _in_time(state, now, batching.take(function))
+        if inputs:
+            batching.hand_over(state, now, function, container, inputs)
+        list_container(function, container, 0)
+    for container in kept:
+        list_container(function, container, 0)
+
+
+def _in_time(state: State, now: float, inputs: list[Input]) -> list[Input]:
+    """Those of `inputs` whose deadline is not over; the others fail."""
+    expired = [one for one in inputs if one.deadline <= now]
+    if not expired:
+        return inputs
+    for one in expired:
+        finish(state, now, one, wire.FAILURE, failure("TimeoutError", DEADLINE_TEXT))
+    return [one for one in inputs if is_live(one)]
+
+
 def _reserve(function: Function) -> int:
     """How many containers get nothing more, so that they become empty for the inputs that have to run alone."""
     waiting = len(function.queue.alone)
@@ -113,11 +155,9 @@ def _dispatch_alone(state: State, now: float, function: Function, extra: int) ->
     skipped: list[Container] = []
     heap = function.idle_heap
     while alone and heap:
-        if not is_live(alone[0]):
+        part = _in_time(state, now, [one for one in alone[0] if is_live(one)])
+        if not part:
             alone.popleft()
-            continue
-        if alone[0].deadline <= now:
-            finish(state, now, alone.popleft(), wire.FAILURE, failure("TimeoutError", DEADLINE_TEXT))
             continue
         container = function.containers.get(heapq.heappop(heap)[1])
         if container is None or container.listed != 1:
@@ -125,39 +165,38 @@ def _dispatch_alone(state: State, now: float, function: Function, extra: int) ->
         container.listed = 0
         if container.state != READY or container.alone:
             continue
-        if container.held:
+        if container.used:
             skipped.append(container)
             continue
         container.alone = True
-        _hand_over(state, now, function, container, [alone.popleft()])
+        alone.popleft()
+        hand_over = batching.hand_over if function.spec.max_batch_size else _hand_over
+        hand_over(state, now, function, container, part)
     for container in skipped:
         list_container(function, container, extra)
 
 
 def _fill(state: State, now: float, function: Function, container: Container, extra: int, takers: int) -> bool:
     """Give one container its share, with `takers` of them left to serve; False when nothing live was left."""
-    held = len(container.held)
-    if held and now - container.progress > stuck_after_s(function):
+    used = container.used
+    if used and now - container.progress > stuck_after_s(function):
         extra = 0
-    room = container.slots + extra - held
-    share = max(container.slots - held, math.ceil(function.waiting_inputs / max(1, takers)))
+    room = container.slots + extra - used
+    share = max(min(function.target, container.slots) - used, math.ceil(function.waiting_inputs / max(1, takers)))
     if min(room, share) <= 0:
         return True
-    inputs = function.queue.take(min(room, share), is_live)
-    expired = [one for one in inputs if one.deadline <= now]
-    if expired:
-        for one in expired:
-            finish(state, now, one, wire.FAILURE, failure("TimeoutError", DEADLINE_TEXT))
-        inputs = [one for one in inputs if one.state != RUNNING and is_live(one)]
+    taken = function.queue.take(min(room, share), is_live)
+    inputs = _in_time(state, now, taken)
     if inputs:
         _hand_over(state, now, function, container, inputs)
-    return bool(inputs or expired)
+    return bool(taken)
 
 
 def _hand_over(state: State, now: float, function: Function, container: Container, inputs: list[Input]) -> None:
     if not container.held:
         container.progress = now
     held = container.held
+    counts_slots = container.slots > 1
     delivery = state.next_delivery
     deliver: Deliver | None = None
     call = None
@@ -179,6 +218,8 @@ def _hand_over(state: State, now: float, function: Function, container: Containe
         deliver.indexes.append(one.index)
         deliver.payloads.append(one.payload)
         deliver.codecs.append(one.codec | wire.DURABLE if durable else one.codec)
+        if counts_slots:
+            container.begin(now, delivery)
         delivery += 1
     state.next_delivery = delivery
 
@@ -196,8 +237,9 @@ def take_outputs(
     function = container.function
     held = container.held
     policy = function.spec.retries
-    if deliveries:
-        mean_s = run_ns / 1e9 / len(deliveries)
+    done = _release(container, now, deliveries) if container.counts_slots else len(deliveries)
+    if done:
+        mean_s = run_ns / 1e9 / done
         old = function.mean_run_s
         function.mean_run_s = mean_s if old is None else old + _WEIGHT * (mean_s - old)
         function.failures = 0
@@ -210,14 +252,23 @@ def take_outputs(
             continue
         if status & STATUS_MASK == wire.EXCEPTION and retries.may_retry(policy, one.retries + 1):
             drop_blob(state, status, payload)
-            _retry(state, now, function, one)
+            retry_later(state, now, function, one)
             continue
         finish(state, now, one, status, payload)
     container.progress = now
     _after_release(state, now, container)
 
 
-def _retry(state: State, now: float, function: Function, one: Input) -> None:
+def _release(container: Container, now: float, deliveries: list[int]) -> int:
+    """Free the slots of these deliveries; returns how many inputs, or whole batches, those were."""
+    done = 0
+    for delivery in deliveries:
+        container.interrupted.pop(delivery, None)
+        done += container.release(now, delivery)
+    return done
+
+
+def retry_later(state: State, now: float, function: Function, one: Input) -> None:
     if is_claim(one):
         forget_claim(state, one)
         return
@@ -232,11 +283,17 @@ def _retry(state: State, now: float, function: Function, one: Input) -> None:
 def give_back(state: State, now: float, container: Container, deliveries: list[int]) -> None:
     """The answer to a recall: these were not started and come first again."""
     container.recalling = False
-    _requeue(state, container.function, [container.held.pop(d) for d in deliveries if d in container.held])
+    inputs = [container.held.pop(d) for d in deliveries if d in container.held]
+    if container.counts_slots:
+        _release(container, now, deliveries)
+    requeue(state, now, container.function, inputs)
     _after_release(state, now, container)
 
 
-def _requeue(state: State, function: Function, inputs: list[Input]) -> None:
+def requeue(state: State, now: float, function: Function, inputs: list[Input]) -> None:
+    """Inputs that a container had and does not run wait again, before all others: suspects alone, a batch by halves."""
+    back = 0
+    suspects: list[Input] = []
     for one in reversed(inputs):
         if one.state != RUNNING:
             continue
@@ -248,9 +305,14 @@ def _requeue(state: State, function: Function, inputs: list[Input]) -> None:
         function.running[durable] -= 1
         function.pending[durable] += 1
         if one.suspect:
-            function.queue.alone.append(one)
+            suspects.append(one)
         else:
             function.queue.put_back(one.call.caller, one.call.priority, [one])
+            back += 1
+    batched = function.spec.max_batch_size > 0
+    function.queue.alone.extend(batching.halves(suspects) if batched else [[one] for one in suspects])
+    if back and batched:
+        batching.note_return(function, now, back)
     state.touch(function)
 
 
@@ -314,40 +376,52 @@ def lost(state: State, now: float, container: Container, what: str, tail: str) -
     del state.containers[container.id]
     del function.containers[container.id]
     inputs = [one for one in container.held.values() if one.state == RUNNING]
-    container.held.clear()
+    batches = _batches(container)
+    container.forget_all()
     if container.adopted:
         pass  # It has not failed here.
     elif was_starting:
         _start_failed(state, now, function, f"the container ended before it was ready: {what}{_quote(tail)}")
     elif inputs and not wanted_end:
-        _count_loss(state, now, function, container, inputs, what, tail)
+        _count_loss(state, now, function, container, batches or [inputs], what, tail)
     else:
-        _requeue(state, function, inputs)
+        requeue(state, now, function, inputs)
         if not inputs and not wanted_end:
             text = f"container {container.index} ended while it was idle: {what}"
             _pause_starts(state, now, function, text + _quote(tail))
     state.touch(function)
 
 
+def _batches(container: Container) -> list[list[Input]]:
+    """What it held of each batch."""
+    batches: dict[int, list[Input]] = {}
+    for delivery, first in container.batch_of.items():
+        if (one := container.held.get(delivery)) is not None and one.state == RUNNING:
+            batches.setdefault(first, []).append(one)
+    return list(batches.values())
+
+
 def _count_loss(
-    state: State, now: float, function: Function, container: Container, inputs: list[Input], what: str, tail: str
+    state: State, now: float, function: Function, container: Container, groups: list[list[Input]], what: str, tail: str
 ) -> None:
-    text = f"container {container.index} was lost ({what}) with {len(inputs)} inputs; they run again, one at a time"
+    """`groups` are the container's inputs, by batch where they came in batches."""
+    count = sum(map(len, groups))
+    again = "they run again, one at a time" if count > 1 else "it runs again, alone"
+    if function.spec.max_batch_size and count > 1:
+        again = "they run again, a batch by halves"
+    text = f"container {container.index} was lost ({what}) with {count} input{'s'[: count != 1]}; {again}"
     state.effects.append(Notice(function.app, function.spec.name, text))
-    alone = len(inputs) == 1
-    survivors = []
-    for one in inputs:
-        one.suspect = True
-        one.losses += alone
-        if one.losses >= MAX_LOSSES:
-            text = (
-                f"input {one.index} of {function.spec.name} lost its container {one.losses} times while it ran alone; "
-                f"last: {what}{_quote(tail)}"
-            )
-            finish(state, now, one, wire.FAILURE, failure("InternalFailure", text))
-        else:
-            survivors.append(one)
-    _requeue(state, function, survivors)
+    for group in groups:
+        for one in group:
+            one.suspect = True
+            one.losses += count == 1
+            if one.losses >= MAX_LOSSES:
+                text = (
+                    f"input {one.index} of {function.spec.name} lost its container {one.losses} times while it ran "
+                    f"alone; last: {what}{_quote(tail)}"
+                )
+                finish(state, now, one, wire.FAILURE, failure("InternalFailure", text))
+        requeue(state, now, function, group)
 
 
 def start_failed(state: State, now: float, container: Container, text: str, grace_s: float = STOP_GRACE_S) -> None:
@@ -385,62 +459,3 @@ def _start_failed(state: State, now: float, function: Function, text: str) -> No
 
 def _quote(tail: str) -> str:
     return f"; its last output:\n{tail.rstrip()}" if tail.strip() else "; it wrote nothing"
-
-
-def watch(state: State, now: float, container: Container) -> float:
-    """Recall what is stuck behind a long input and end what runs over its time; returns when to look again."""
-    function = container.function
-    if container.state == STARTING:
-        limit_s = function.spec.startup_timeout_s
-        if function.unplaced and not container.pid:
-            container.started = now  # It waits for a place, and has not begun to start.
-        if now - container.started >= limit_s:
-            _give_up_start(state, now, container, limit_s)
-        return container.started + limit_s
-    if not container.held:
-        return math.inf
-    again = container.progress + function.spec.timeout_s
-    if now >= again:
-        _time_out(state, now, container)
-        return math.inf
-    if len(container.held) > container.slots and not container.recalling:
-        stuck_at = container.progress + stuck_after_s(function)
-        if now < stuck_at:
-            return min(again, stuck_at)
-        container.recalling = True
-        state.effects.append(Recall(container.id, list(container.held)[container.slots :]))
-    return again
-
-
-def _give_up_start(state: State, now: float, container: Container, limit_s: float) -> None:
-    start_failed(state, now, container, f"it was not ready within startup_timeout={limit_s:g} s", grace_s=0.0)
-
-
-def _time_out(state: State, now: float, container: Container) -> None:
-    """The attempt is over: the container is ended, its siblings go back to the queue.
-
-    Which input ran is certain only where the container held no more than its slots; else all run again alone.
-    """
-    function = container.function
-    inputs = list(container.held.values())
-    if len(inputs) > container.slots:
-        for one in inputs:
-            one.suspect = True
-        inputs = []
-    timeout_s = function.spec.timeout_s
-    for one in inputs[:1]:
-        if one.state != RUNNING:
-            continue
-        container.held.pop(one.delivery)
-        if retries.may_retry(function.spec.retries, one.retries + 1):
-            _retry(state, now, function, one)
-        else:
-            text = f"{function.spec.name} ran longer than its timeout of {timeout_s:g} s and was stopped"
-            finish(state, now, one, wire.FAILURE, failure("FunctionTimeoutError", text))
-    stop(state, container, "timeout", grace_s=0.0)
-
-
-def interrupt_all(state: State, container: Container) -> None:
-    """Cancel whatever the container runs."""
-    if container.held:
-        state.effects.append(Interrupt(container.id, list(container.held)))

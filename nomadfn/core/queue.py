@@ -25,8 +25,9 @@ class FunctionQueue(Generic[Item]):
         self._order: list[int] = []
         self._delayed: list[tuple[float, int, Item]] = []
         self._sequence = 0
-        self.alone: deque[Item] = deque()
-        """Items that run one at a time with nothing beside them, before all others."""
+        self.alone: deque[list[Item]] = deque()
+        """Items that run with nothing beside them, before all others: one by one, of a batched function parts of what
+        was one batch."""
 
     def add(self, caller: str, priority: int, items: Iterable[Item]) -> None:
         self._line(caller, priority).extend(items)
@@ -78,6 +79,11 @@ class FunctionQueue(Generic[Item]):
         return woken
 
     @property
+    def has_lines(self) -> bool:
+        """Whether anything is in line, dead or alive."""
+        return any(self._levels.values())
+
+    @property
     def next_due(self) -> float | None:
         return self._delayed[0][0] if self._delayed else None
 
@@ -87,7 +93,8 @@ class FunctionQueue(Generic[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         """Everything it holds, dead items too; for invariant checks and cancellation of all."""
-        yield from self.alone
+        for part in self.alone:
+            yield from part
         for level in self._levels.values():
             for line in level.values():
                 yield from line

@@ -64,7 +64,7 @@ def sample(state: State, now: float, function: Function) -> autoscaler.Sample:
             ready.append(
                 autoscaler.Member(container.id, container.index, None if container.held else now - container.idle_since)
             )
-        held = len(container.held)
+        held = container.used
         if held and container.state == READY:
             # Inputs that have to run alone leave no slot beside them, and need a container that has none in use.
             used = container.slots if container.alone or function.queue.alone else min(held, container.slots)
@@ -91,7 +91,7 @@ def sample(state: State, now: float, function: Function) -> autoscaler.Sample:
 def _want(state: State, function: Function, one: autoscaler.Sample) -> placement.Want:
     wanted = autoscaler.wanted(one)
     blocked = sum(1 for container in function.containers.values() if container.waiting)
-    callers = chain(function.queue.callers(), (one.call.caller for one in function.queue.alone))
+    callers = chain(function.queue.callers(), (one.call.caller for part in function.queue.alone for one in part))
     inner = any(session.parent for caller in callers if (session := state.sessions.get(caller)) is not None)
     return placement.Want(
         function=function.id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from math import inf
 
 import msgspec
 from nomadfn_agent import wire
@@ -19,6 +20,7 @@ from .model import (
     READY,
     RUNNING,
     SETTLE,
+    STARTING,
     App,
     Batch,
     Call,
@@ -93,6 +95,8 @@ class State:
     """Smaller ones were given by earlier leaders."""
     next_delivery: int = 1
     next_container: int = 1
+    wake_at: float = inf
+    """When the next batch is due; `Core.tick` shall be called then."""
     capacity: int | None = None
     capacity_reason: str = ""
     recovering: bool = False
@@ -234,8 +238,9 @@ def check_invariants(state: State) -> None:
     _check_counts(state)
     holders: dict[int, str] = {}
     for container in state.containers.values():
-        if container.alone and len(container.held) > 1:
-            raise InternalError(f"{container.id} holds {len(container.held)} inputs beside a suspect one")
+        if container.alone and container.used > 1:
+            raise InternalError(f"{container.id} holds {container.used} inputs or batches beside a suspect one")
+        _check_slots(container)
         for delivery, one in container.held.items():
             if one.state != RUNNING or one.delivery != delivery:
                 continue
@@ -245,6 +250,18 @@ def check_invariants(state: State) -> None:
     running = sum(sum(function.running) for function in state.functions.values())
     if len(holders) != running:
         raise InternalError(f"{len(holders)} inputs are held by containers, {running} are said to run")
+
+
+def _check_slots(container: Container) -> None:
+    """Where several run at once: `begun` and `queued` hold what is held, no more slots than there are."""
+    if not container.counts_slots or container.state == STARTING:
+        return
+    units = set(container.batches) if container.batches else set(container.held)
+    known = set(container.begun) | {one for one in container.queued if one in container.held}
+    if units != known or len(container.begun) > container.slots:
+        raise InternalError(f"{container.id} holds {sorted(units)}, and its {container.slots} slots {sorted(known)}")
+    if container.batches and sum(container.batches.values()) != len(container.held):
+        raise InternalError(f"{container.id} holds {len(container.held)} inputs, its batches {container.batches}")
 
 
 def _check_counts(state: State) -> None:

@@ -51,10 +51,20 @@ def attach(
     for delivery, call, index in zip(deliveries, calls, indexes, strict=True):
         if not _hold(state, container, delivery, call, index):
             refused.append(delivery)
+        elif container.counts_slots:
+            _take_slot(container, now, delivery)
     if refused:
         state.effects.append(Interrupt(container.id, refused))
     list_container(function, container, 0)
     state.touch(function)
+
+
+def _take_slot(container: Container, now: float, delivery: int) -> None:
+    """Which batch an input was in is not said: each counts as one of its own until it has its output."""
+    if container.function.spec.max_batch_size:
+        container.batches[delivery] = 1
+        container.batch_of[delivery] = delivery
+    container.begin(now, delivery)
 
 
 def _hold(state: State, container: Container, delivery: int, call_id: str, index: int) -> bool:
@@ -107,6 +117,7 @@ def drop_claims(state: State, container: Container) -> None:
     for delivery, one in list(container.held.items()):
         if is_claim(one):
             del container.held[delivery]
+            container.release(container.progress, delivery)
             forget_claim(state, one)
 
 

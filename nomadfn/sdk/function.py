@@ -21,6 +21,7 @@ from .calls import SingleCall, StreamCall, store
 from .client import Client, default_client
 from .errors import Reader
 from .function_call import FunctionCall
+from .partial import Partial
 
 if TYPE_CHECKING:
     from .app import App
@@ -106,6 +107,9 @@ class Function(Generic[P, R]):
     @classmethod
     def _define(cls, app: App, function: Callable[P, R], settings: dict[str, Any]) -> Function[P, R]:
         """What `@app.function(...)` does."""
+        said: dict[str, Any] = {}
+        if isinstance(function, Partial):
+            said, function = function.fields(), function.raw_f
         owner = getattr(function, "__name__", repr(function))
         if isinstance(function, Function):
             raise InvalidError(f"function {function.name}: it has @app.function() twice; leave one out")
@@ -124,6 +128,7 @@ class Function(Generic[P, R]):
             spec,
             is_async=inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function),
             is_generator=inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function),
+            **said,
         )
         functools.update_wrapper(self, function, updated=())
         return self

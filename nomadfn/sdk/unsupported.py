@@ -16,8 +16,6 @@ _OWN = "nomadfn runs on machines of your own, where it is not needed"
 
 INSTEAD = {
     "Image": _IMAGE,
-    "concurrent": _PLANNED + "give the function more containers with max_containers",
-    "batched": _PLANNED + "pass lists to the function",
     "Cls": _CLASS,
     "method": _CLASS,
     "enter": _CLASS,

@@ -18,6 +18,9 @@ CANCELLED = payloads.encode(payloads.Failure("InputCancellation", "interrupted")
 STOPPED = "exit code 0"
 
 
+Order = effects.Deliver | effects.DeliverBatch | effects.Recall | effects.Interrupt | effects.StopContainer
+
+
 class Item(NamedTuple):
     delivery: int
     key: tuple[str, int]
@@ -39,6 +42,11 @@ class SimulatedContainer:
         """The core has ordered its end at once."""
         self.queue: list[Item] = []
         self.running: dict[int, Item] = {}
+        self.units: dict[int, set[int]] = {}
+        """What takes a slot: a delivery, or a batch by its first one, and what of it still runs."""
+        self._batch: list[Item] = []
+        self._wholes: dict[int, list[Item]] = {}
+        """First deliveries in the queue that stand for a whole batch."""
         self.interrupted: set[int] = set()
         self.outstanding: set[int] = set()
         """Deliveries that the core has sent and heard nothing of."""
@@ -84,6 +92,7 @@ class SimulatedContainer:
             world.end_run(item.key, self)
         self.queue.clear()
         self.running.clear()
+        self.units.clear()
         for child in self._children:
             child.vanish()
         soon = world.elapsed + world.latency()
@@ -103,8 +112,8 @@ class SimulatedContainer:
 
     # What the core asks
 
-    def receive(self, effect: effects.Deliver | effects.Recall | effects.Interrupt | effects.StopContainer) -> None:
-        if isinstance(effect, effects.Deliver):
+    def receive(self, effect: Order) -> None:
+        if isinstance(effect, effects.Deliver | effects.DeliverBatch):
             self.outstanding.update(effect.deliveries)
         elif isinstance(effect, effects.Interrupt):
             self.interrupted.update(effect.deliveries)
@@ -116,7 +125,7 @@ class SimulatedContainer:
         self._arrival = max(self._arrival, world.elapsed + world.latency())
         world.at(self._arrival, lambda: self._take(effect))
 
-    def _take(self, effect: effects.Deliver | effects.Recall | effects.Interrupt | effects.StopContainer) -> None:
+    def _take(self, effect: Order) -> None:
         if not self.alive:
             return
         match effect:
@@ -124,6 +133,8 @@ class SimulatedContainer:
                 for delivery, index, payload in zip(effect.deliveries, effect.indexes, effect.payloads, strict=True):
                     self.queue.append(Item(delivery, (effect.call, index), Work.decode(payload), payload))
                 self._pump()
+            case effects.DeliverBatch():
+                self._take_batch(effect)
             case effects.Recall():
                 slow = self.world.random.random() < 0.1
                 wait_s = self.world.random.uniform(0, 6) if slow else self.world.latency()
@@ -142,6 +153,13 @@ class SimulatedContainer:
         if not self.alive:
             return
         withdrawn = [item.delivery for item in self.queue if item.delivery in deliveries]
+        for first in [one for one in withdrawn if one in self._wholes]:
+            # A batch that has not begun goes on without what was cancelled of it.
+            whole = [item for item in self._wholes.pop(first) if item.delivery not in deliveries]
+            if whole:
+                position = [item.delivery for item in self.queue].index(first)
+                self.queue.insert(position + 1, whole[0])
+                self._wholes[whole[0].delivery] = whole
         self.queue = [item for item in self.queue if item.delivery not in deliveries]
         self._flush()
 
@@ -153,12 +171,29 @@ class SimulatedContainer:
 
     # Running
 
+    def _take_batch(self, effect: effects.DeliverBatch) -> None:
+        for column in zip(effect.deliveries, effect.calls, effect.indexes, effect.payloads, strict=True):
+            delivery, call, index, payload = column
+            self._batch.append(Item(delivery, (call, index), Work.decode(payload), payload))
+        if effect.last:
+            first = self._batch[0]
+            self.queue.append(first)
+            self._wholes[first.delivery], self._batch = self._batch, []
+            self._pump()
+
     def _pump(self) -> None:
-        while self.alive and self.queue and len(self.running) < self.slots:
+        while self.alive and self.queue and len(self.units) < self.slots:
             item = self.queue.pop(0)
-            self.running[item.delivery] = item
-            self.world.begin_run(item.key, self)
-            self._run(item)
+            whole = self._wholes.pop(item.delivery, [item])
+            self.units[item.delivery] = {one.delivery for one in whole}
+            for one in whole:
+                self.running[one.delivery] = one
+                self.world.begin_run(one.key, self)
+            if any(one.work.does == "hang" for one in whole):
+                continue  # With a batch, all of it hangs.
+            longest = max(one.work.seconds for one in whole)
+            for one in whole:
+                self._run(one._replace(work=one.work._replace(seconds=longest)) if len(whole) > 1 else one)
 
     def _run(self, item: Item) -> None:
         world, work = self.world, item.work
@@ -196,6 +231,10 @@ class SimulatedContainer:
 
     def _finish(self, delivery: int, status: int, payload: bytes) -> None:
         item = self.running.pop(delivery)
+        for first, left in list(self.units.items()):
+            left.discard(delivery)
+            if not left:
+                del self.units[first]
         self.world.end_run(item.key, self)
         self._outputs.append((delivery, status, payload, item.work.seconds))
         if len(self._outputs) == 1:

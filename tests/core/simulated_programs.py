@@ -65,6 +65,8 @@ class Programs:
         traits.poisons = rng.random() < 0.25
         traits.start_fails = rng.choice((0.0, 0.0, 0.0, 0.3, 1.0)) if not traits.nests else 0.0
         self.traits.append(traits)
+        max_inputs = rng.choice((1, 1, 1, 3))
+        batch_size = rng.choice((0, 0, 2, 5)) if not traits.nests else 0
         return wire.FunctionSpec(
             name=f"f{index}",
             autoscaler=wire.AutoscalerSettings(
@@ -78,7 +80,11 @@ class Programs:
             retries=wire.RetryPolicy(
                 rng.choice((0, 0, 1, 3)), rng.choice((1.0, 2.0)), rng.choice((0.0, 0.01, 1.0)), max_delay_s=2.0
             ),
-            max_inputs=rng.choice((1, 1, 1, 3)),
+            max_inputs=max_inputs,
+            target_inputs=rng.choice((None, None, 1, max_inputs - 1 or None)),
+            is_async=rng.random() < 0.5,
+            max_batch_size=batch_size,
+            batch_wait_ms=rng.choice((0, 5, 100)) if batch_size else 0,
         )
 
     def begin(self) -> None:

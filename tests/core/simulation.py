@@ -225,6 +225,10 @@ class World:
                     late = one.delivery in effect.deliveries and one.deadline <= self.now
                     assert not late, f"{one.call.id}[{one.index}] is started after its deadline"
                 self.containers[effect.container].receive(effect)
+            case effects.DeliverBatch():
+                self.note("batch", effect.container, effect.calls, effect.deliveries, effect.indexes)
+                self._check_batch(effect)
+                self.containers[effect.container].receive(effect)
             case effects.Recall() | effects.Interrupt():
                 self.note(type(effect).__name__, effect.container, effect.deliveries)
                 if effect.container in self.containers:
@@ -344,14 +348,15 @@ class World:
             return
         if status == wire.EXCEPTION:
             assert work.does == "raise", f"{where}: never raises"
-            assert work.times > function.retries.max_retries, f"{where}: had retries left"
+            shared = function.max_batch_size > 0 and traits.hangs  # a batch that hangs costs all of it a retry
+            assert work.times > function.retries.max_retries or shared, f"{where}: had retries left"
             return
         error = failure_of(payload)
         allowed = {
             "InputCancellation": call.cancelled or call.orphaned or self.is_stopped(call.function),
             "TimeoutError": call.deadline_s is not None,
             "ExecutionError": traits.start_fails > 0,
-            "FunctionTimeoutError": work.does == "hang",
+            "FunctionTimeoutError": work.does == "hang" or (function.max_batch_size > 0 and traits.hangs),
             "InternalFailure": work.does == "poison",
         }
         assert allowed.get(error, False), f"{where}: failed with {payload!r}"
@@ -363,7 +368,7 @@ class World:
         state = self.core.state
         assert state.containers.keys() == self.containers.keys(), "the core counts other containers than there are"
         for container in state.containers.values():
-            if container.state == READY and len(container.held) > 1:
+            if container.state == READY and container.used > 1:
                 alone = not any(one.suspect and one.state == RUNNING for one in container.held.values())
                 assert alone, f"{container.id} holds something beside an input that has to run alone"
 
@@ -404,6 +409,13 @@ class World:
             patience = 3 * (most + 1) * (container.slots + ahead(function))
             assert count <= patience, f"{caller} waits while {served.caller} is served, {count} inputs"
         passed.pop(served.caller, None)
+
+    def _check_batch(self, effect: effects.DeliverBatch) -> None:
+        """A batch is no larger than it may be, and takes a slot that was free."""
+        container = self.core.state.containers[effect.container]
+        assert len(container.batches) <= container.slots, f"{container.id} has {container.batches}"
+        size = container.function.spec.max_batch_size
+        assert 0 < len(effect.deliveries) <= size, f"a batch of {len(effect.deliveries)}, at most {size} may be in one"
 
     def _check_stop(self, effect: effects.StopContainer) -> None:
         container = self.core.state.containers.get(effect.container)

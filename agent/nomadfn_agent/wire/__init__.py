@@ -11,7 +11,7 @@ Who sends what:
     SDK         → control   Hello  Submit  Ack  Request
     control     → SDK       Welcome  Accepted  Rejected  Results  Reply  Log  Stats
     runner      → control   Hello  Ready  StartFailed  Outputs  Returned  Attach
-    control     → runner    Bind  Deliver  Recall  Interrupt  Drain
+    control     → runner    Bind  Deliver  DeliverBatch  Recall  Interrupt  Drain
     control     → supervisor   Start  Stop  (on a cluster: Joined)
     supervisor  → control      Started  Ended  Log  (on a cluster: Join  Leaving)
 
@@ -329,6 +329,17 @@ class Attach(_Frame, tag=29):
     indexes: list[int]
 
 
+class DeliverBatch(_Frame, tag=30):
+    """Inputs of a batched function that run together, with a call of each; more of the batch follows until `last`."""
+
+    calls: list[str]
+    deliveries: list[int]
+    indexes: list[int]
+    payloads: list[bytes]
+    codecs: list[int]
+    last: bool = True
+
+
 class Start(_Frame, tag=40):
     """Make a container. `env` holds what the runner needs to join (address, token); never user values."""
 
@@ -387,7 +398,7 @@ class Leaving(_Frame, tag=46):
 ClientFrame = Hello | Submit | Ack | Request
 ToClientFrame = Welcome | Accepted | Rejected | Results | Reply | Log | Stats
 RunnerFrame = Hello | Ready | StartFailed | Outputs | Returned | Attach
-ToRunnerFrame = Bind | Deliver | Recall | Interrupt | Drain
+ToRunnerFrame = Bind | Deliver | DeliverBatch | Recall | Interrupt | Drain
 ToSupervisorFrame = Start | Stop | Joined
 SupervisorFrame = Started | Ended | Log
 AgentFrame = SupervisorFrame | Leaving

@@ -1,0 +1,369 @@
+"""A runner's loop where several inputs run at once, or a batch does: coroutines as tasks, plain functions in threads.
+
+What takes a slot is a unit: one input, or the inputs of one batch. Units start in the order in which they came.
+The main thread runs the coroutines' event loop and reads the link in it; for plain functions a thread of its own
+reads, and where there is one slot only, the function runs on the main thread as anywhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import context
+from .batch import Batch
+from .code import Code
+from .outbox import Item, Outbox
+from .outcomes import Coder, Outcome
+from .wire import Bind, Deliver, DeliverBatch, Drain, Interrupt, Recall, Returned, decode_to_runner
+from .wire.link import Link, LinkClosed
+
+Unit = list[Item]
+
+
+class Units:
+    """What both kinds of loop share: units that wait and run, and the frames about them."""
+
+    def __init__(
+        self,
+        link: Link,
+        function: Callable[..., Any],
+        code: Code,
+        before_send: Callable[[], None],
+        rejoin: Callable[[], Link] | None,
+    ) -> None:
+        spec = code.bind.spec
+        self.slots = spec.max_inputs
+        self._batched = spec.max_batch_size > 0
+        self._function = function
+        self._coder = Coder(code)
+        self._before_send = before_send
+        self._outbox = Outbox(link, code.bind.code.digest, self.slots, self._held, rejoin)
+        self._waiting: deque[Unit] = deque()
+        self._running: dict[int, Unit] = {}
+        """By first delivery."""
+        self._cancelled: set[int] = set()
+        """First deliveries of running units that were told to stop."""
+        self._batch: Unit = []
+        """What has come of a batch that is not whole."""
+        self._draining = False
+        self._in_child = False
+        os.register_at_fork(after_in_child=self._become_child)
+
+    def close(self) -> None:
+        self._outbox.link.close()
+
+    def _held(self) -> list[Item]:
+        return [item for unit in (*self._running.values(), *list(self._waiting), self._batch) for item in unit]
+
+    def _take(self, messages: Sequence[bytes]) -> None:
+        """Act on frames from the control service."""
+        for message in messages:
+            match decode_to_runner(message):
+                case Deliver(call, deliveries, indexes, payloads, codecs):
+                    each = codecs if len(codecs) == len(deliveries) else codecs * len(deliveries)
+                    calls = [call] * len(deliveries)
+                    self._waiting.extend(
+                        [item] for item in zip(deliveries, calls, indexes, payloads, each, strict=True)
+                    )
+                case DeliverBatch(calls, deliveries, indexes, payloads, codecs, last):
+                    self._batch.extend(zip(deliveries, calls, indexes, payloads, codecs, strict=True))
+                    if last:
+                        self._waiting.append(self._batch)
+                        self._batch = []
+                case Recall(deliveries):
+                    self._outbox.flush()
+                    self._outbox.tell(Returned(self._withdraw(frozenset(deliveries))))
+                case Interrupt(deliveries):
+                    self._stop(frozenset(deliveries))
+                case Drain():
+                    self._draining = True
+                case Bind():
+                    pass  # A container is bound once.
+        self._fill()
+
+    def _withdraw(self, deliveries: frozenset[int]) -> list[int]:
+        """Take those of `deliveries` that have not been started out of what waits; returns which."""
+        withdrawn: list[int] = []
+        for _ in range(len(self._waiting)):
+            try:
+                unit = self._waiting.popleft()
+            except IndexError:
+                break
+            kept = [item for item in unit if item[0] not in deliveries]
+            withdrawn += [item[0] for item in unit if item[0] in deliveries]
+            if kept:
+                self._waiting.append(kept)
+        return withdrawn
+
+    def _stop(self, deliveries: frozenset[int]) -> None:
+        """Cancel them: what has not begun is given back, a unit of which nothing else is wanted is interrupted."""
+        withdrawn = self._withdraw(deliveries)
+        if withdrawn:
+            self._outbox.tell(Returned(withdrawn))
+        for first, unit in list(self._running.items()):
+            if all(item[0] in deliveries for item in unit):
+                self._cancelled.add(first)
+                self._interrupt(first)
+
+    def _fill(self) -> None:
+        """Start what waits while there are slots."""
+        raise NotImplementedError
+
+    def _interrupt(self, first: int) -> None:
+        raise NotImplementedError
+
+    def _finish(self, unit: Unit, outcomes: Sequence[Outcome], started_ns: int) -> None:
+        took_ns = (time.perf_counter_ns() - started_ns) // len(unit)
+        for item, (status, payload) in zip(unit, outcomes, strict=True):
+            self._outbox.put(item, status, payload, took_ns)
+
+    def _send(self) -> None:
+        self._before_send()
+        self._outbox.flush()
+
+    def _become_child(self) -> None:
+        """User code has forked: the child keeps nothing of the container but what user code does in it."""
+        self._in_child = True
+        self._outbox.link.abandon()
+
+
+class Tasks(Units):
+    """For a coroutine function: every unit is a task on one event loop."""
+
+    def serve(self, messages: Sequence[bytes] = ()) -> None:
+        """Run units until the control service says `Drain`; ends the process when the link is lost for good."""
+        self._loop = loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        self._end = loop.create_future()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._flushing = False
+        loop.call_soon(self._take, messages)
+        self._listen()
+        loop.run_until_complete(self._end)
+        self._send()
+
+    def _listen(self) -> None:
+        link = self._outbox.link
+        self._loop.add_reader(link.fileno(), self._on_readable, link)
+        self._loop.call_soon(self._on_readable, link)
+
+    def _on_readable(self, link: Link) -> None:
+        if link is not self._outbox.link:
+            return
+        try:
+            self._take(link.receive(0))
+        except LinkClosed as error:
+            self._loop.remove_reader(link.fileno())
+            threading.Thread(target=self._find_next, args=(link, error), name="nomadfn-rejoin", daemon=True).start()
+
+    def _find_next(self, link: Link, error: LinkClosed) -> None:
+        self._outbox.join_next(link, error)
+        self._loop.call_soon_threadsafe(self._listen)
+
+    def _fill(self) -> None:
+        while self._waiting and len(self._running) < self.slots:
+            unit = self._waiting.popleft()
+            first = unit[0][0]
+            self._running[first] = unit
+            self._tasks[first] = self._loop.create_task(self._run(unit))
+        if self._draining and not self._running and not self._end.done():
+            self._end.set_result(None)
+
+    def _interrupt(self, first: int) -> None:
+        if (task := self._tasks.get(first)) is not None:
+            task.cancel()
+
+    async def _run(self, unit: Unit) -> None:
+        first, started_ns = unit[0][0], time.perf_counter_ns()
+        try:
+            outcomes = await (self._run_batch(unit) if self._batched else self._run_one(unit))
+        except BaseException as error:  # cancelled before it began, or while its outcome was packed
+            outcomes = [self._coder.raised(self._as_cancellation(first, error), item[4]) for item in unit]
+        if self._in_child:
+            self._before_send()
+            os._exit(0)
+        del self._running[first], self._tasks[first]
+        self._cancelled.discard(first)
+        self._finish(unit, outcomes, started_ns)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+        self._fill()
+
+    def _flush(self) -> None:
+        self._flushing = False
+        self._send()
+
+    async def _run_one(self, unit: Unit) -> list[Outcome]:
+        first, call, index, data, codec = unit[0]
+        context.running.set((call, index))
+        try:
+            args, kwargs = self._coder.arguments(data, codec)
+        except Exception as error:
+            return [self._coder.undecodable(error)]
+        try:
+            value = await self._function(*args, **kwargs)
+        except BaseException as error:
+            return [self._coder.raised(self._as_cancellation(first, error), codec)]
+        return [self._coder.result(value, codec)]
+
+    async def _run_batch(self, unit: Unit) -> list[Outcome]:
+        batch = Batch(self._function, self._coder, unit)
+        if not batch.arguments:
+            return batch.without_call()
+        try:
+            value = await self._function(**batch.arguments)
+        except BaseException as error:
+            return batch.raised(self._as_cancellation(unit[0][0], error))
+        return batch.returned(value)
+
+    def _as_cancellation(self, first: int, error: BaseException) -> BaseException:
+        if isinstance(error, asyncio.CancelledError) and first in self._cancelled:
+            return context.cancellation_type()("the input was cancelled")
+        return error
+
+
+class Threads(Units):
+    """For a plain function: a thread a slot, the main thread where there is one slot."""
+
+    def serve(self, messages: Sequence[bytes] = ()) -> None:
+        """Run units until the control service says `Drain`; ends the process when the link is lost for good."""
+        self._jobs: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
+        self._changing = threading.RLock()
+        """Held while units change places."""
+        self._threads: dict[int, int] = {}
+        """First delivery → the thread that runs it, while user code does."""
+        self._main = threading.get_ident()
+        signal.signal(signal.SIGUSR1, self._on_signal)
+        workers = [threading.Thread(target=self._work, name=f"input-{n}", daemon=True) for n in range(self.slots)]
+        if self.slots == 1:
+            workers = []
+        for worker in workers:
+            worker.start()
+        threading.Thread(target=self._read, args=(messages,), name="nomadfn-reader", daemon=True).start()
+        if not workers:
+            self._work()
+        for worker in workers:
+            worker.join()
+        self._send()
+
+    def _read(self, messages: Sequence[bytes]) -> None:
+        try:
+            self._take(messages)
+            while True:
+                link = self._outbox.link
+                try:
+                    messages = link.receive(None)
+                except LinkClosed as error:
+                    if self._draining:
+                        return
+                    self._outbox.join_next(link, error)
+                else:
+                    self._take(messages)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(70)
+
+    def _fill(self) -> None:
+        with self._changing:
+            while self._waiting and len(self._running) < self.slots:
+                unit = self._waiting.popleft()
+                self._running[unit[0][0]] = unit
+                self._jobs.put(unit)
+            if self._draining and not self._running:
+                for _ in range(self.slots):
+                    self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (unit := self._jobs.get()) is not None:
+            first, started_ns = unit[0][0], time.perf_counter_ns()
+            try:
+                outcomes = self._run_batch(unit) if self._batched else self._run_one(unit)
+            except BaseException as error:  # an interrupt that came while the outcome was packed
+                outcomes = [self._coder.raised(error, item[4]) for item in unit]
+            if self._in_child:
+                self._before_send()
+                os._exit(0)
+            with self._changing:
+                del self._running[first]
+                self._cancelled.discard(first)
+            self._finish(unit, outcomes, started_ns)
+            self._send()
+            self._fill()
+
+    def _run_one(self, unit: Unit) -> list[Outcome]:
+        first, call, index, data, codec = unit[0]
+        context.running.set((call, index))
+        try:
+            args, kwargs = self._coder.arguments(data, codec)
+        except Exception as error:
+            return [self._coder.undecodable(error)]
+        try:
+            value = self._call(first, args, kwargs)
+        except BaseException as error:
+            return [self._coder.raised(error, codec)]
+        return [self._coder.result(value, codec)]
+
+    def _run_batch(self, unit: Unit) -> list[Outcome]:
+        batch = Batch(self._function, self._coder, unit)
+        if not batch.arguments:
+            return batch.without_call()
+        try:
+            value = self._call(unit[0][0], (), batch.arguments)
+        except BaseException as error:
+            return batch.raised(error)
+        return batch.returned(value)
+
+    def _call(self, first: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._threads[first] = threading.get_ident()
+        try:
+            if first in self._cancelled:
+                raise context.cancellation_type()("the input was cancelled")
+            return self._function(*args, **kwargs)
+        finally:
+            with self._changing:
+                self._threads.pop(first, None)
+
+    def _interrupt(self, first: int) -> None:
+        """A thread meets the cancellation at its next step in Python; what it waits for in C goes on until then."""
+        with self._changing:
+            thread = self._threads.get(first)
+            if thread is None:
+                return
+            if thread == self._main:
+                signal.pthread_kill(thread, signal.SIGUSR1)
+            else:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(thread), ctypes.py_object(context.cancellation_type())
+                )
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        """On the main thread, between two steps of what runs there."""
+        if any(first in self._cancelled for first, thread in list(self._threads.items()) if thread == self._main):
+            raise context.cancellation_type()("the input was cancelled")
+
+
+def make_loop(
+    link: Link,
+    function: Callable[..., Any],
+    code: Code,
+    before_send: Callable[[], None],
+    rejoin: Callable[[], Link] | None,
+) -> Units:
+    """The loop for a function that runs several inputs at once, or batches."""
+    kind = Tasks if code.bind.spec.is_async else Threads
+    return kind(link, function, code, before_send, rejoin)
+
+
+def needs_units(code: Code) -> bool:
+    return code.bind.spec.max_inputs > 1 or code.bind.spec.max_batch_size > 0

@@ -1,0 +1,128 @@
+"""A runner's outputs on their way, over one link after another.
+
+On a cluster a lost link is not the end: `rejoin` gives one to the next leader, which is told by `Attach` what is
+held here, and given again what was finished in the last KEEP_S seconds, since the leader before may have lost it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
+
+from .wire import MAX_FRAME_BYTES, MAX_INPUTS_PER_FRAME, Attach, Outputs, Returned, encode
+from .wire.link import Link, LinkClosed
+
+KEEP_S = 5.0
+"""How long what was sent is kept for the next leader."""
+KEEP_BYTES = 16 * 1024 * 1024
+LINK_LOST = 1
+"""Exit code of a runner whose control service is gone."""
+
+Item = tuple[int, str, int, bytes, int]
+"""Delivery, call, index, payload, codec."""
+Done = tuple[Item, int, bytes, int]
+"""An input with its status, its payload and the nanoseconds that it took."""
+
+
+class Outbox:
+    """Any thread may use it. `held` says which inputs are here and not done; `rejoin` blocks until a link is there."""
+
+    def __init__(
+        self, link: Link, code: str, slots: int, held: Callable[[], Iterable[Item]], rejoin: Callable[[], Link] | None
+    ) -> None:
+        self.link = link
+        self._code = code
+        self._slots = slots
+        self._held = held
+        self._rejoin = rejoin
+        self._done: deque[Done] = deque()
+        self._sent: deque[tuple[float, int, list[Done]]] = deque()
+        self._sent_bytes = 0
+        self._sending = threading.Lock()
+        self._relinking = threading.Lock()
+
+    def put(self, item: Item, status: int, payload: bytes, run_ns: int) -> None:
+        """It goes out with the next `flush`."""
+        self._done.append((item, status, payload, run_ns))
+
+    def flush(self) -> None:
+        """Send what is there. A thread that finds another one sending leaves it to that one."""
+        while self._done and self._sending.acquire(blocking=False):
+            try:
+                lost = self._send_some()
+            finally:
+                self._sending.release()
+            if lost is not None:
+                self.join_next(*lost)
+
+    def tell(self, frame: Returned) -> None:
+        """Send what no next leader has to know."""
+        link = self.link
+        try:
+            link.send(encode(frame))
+        except LinkClosed as error:
+            self.join_next(link, error)
+
+    def join_next(self, lost: Link, error: LinkClosed) -> None:
+        """Go on with the next leader, unless another thread has seen to that; ends the process where there is none."""
+        if self._rejoin is None:
+            _end(error)
+        with self._relinking:
+            while self.link is lost:
+                try:
+                    link = self._rejoin()
+                except LinkClosed as last:
+                    _end(last)
+                with self._sending:
+                    try:
+                        self._attach(link)
+                    except LinkClosed:
+                        continue
+                    self.link = link
+
+    def _send_some(self) -> tuple[Link, LinkClosed] | None:
+        batch: list[Done] = []
+        size_bytes = 0
+        while self._done and len(batch) < MAX_INPUTS_PER_FRAME and size_bytes < MAX_FRAME_BYTES:
+            batch.append(self._done.popleft())
+            size_bytes += len(batch[-1][2])
+        if self._rejoin is not None:
+            self._keep(batch, size_bytes)
+        link = self.link
+        try:
+            link.send(_outputs(batch))
+        except LinkClosed as error:
+            return link, error
+        return None
+
+    def _keep(self, batch: list[Done], size_bytes: int) -> None:
+        now = time.monotonic()
+        self._sent.append((now, size_bytes, batch))
+        self._sent_bytes += size_bytes
+        while self._sent[0][0] < now - KEEP_S or (self._sent_bytes > KEEP_BYTES and len(self._sent) > 1):
+            self._sent_bytes -= self._sent.popleft()[1]
+
+    def _attach(self, link: Link) -> None:
+        """Say what is held and what was finished a moment ago. While this sends, nothing else does."""
+        sent = [one for at, _, batch in self._sent for one in batch if at > time.monotonic() - KEEP_S]
+        held = {item[0]: item for item in (*(one[0] for one in (*sent, *self._done)), *self._held())}
+        items = list(held.values())
+        calls, indexes = [item[1] for item in items], [item[2] for item in items]
+        link.send(encode(Attach(self._code, self._slots, list(held), calls, indexes)))
+        if sent:
+            link.send(_outputs(sent))
+
+
+def _end(error: LinkClosed) -> NoReturn:
+    print(f"nomadfn: this container ends, because its control service is gone: {error}", file=sys.stderr, flush=True)
+    os._exit(LINK_LOST)
+
+
+def _outputs(batch: Sequence[Done]) -> bytes:
+    items, statuses, payloads, times_ns = zip(*batch, strict=True)
+    return encode(Outputs([item[0] for item in items], list(statuses), list(payloads), sum(times_ns)))

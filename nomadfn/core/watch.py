@@ -1,0 +1,110 @@
+"""What happens to a container by the passing of time alone: recalls, timeouts, starts that take too long."""
+
+from __future__ import annotations
+
+from nomadfn_agent import wire
+
+from . import retries
+from .effects import Interrupt, Recall
+from .model import RUNNING, STARTING, Container, Function, Input
+from .pool import retry_later, start_failed, stop, stuck_after_s
+from .state import State, failure, finish
+
+INTERRUPTED_S = 5.0
+"""How long a coroutine that ran over its timeout may take to end before its container is ended."""
+
+
+def watch(state: State, now: float, container: Container) -> None:
+    """Recall what is stuck behind a long input, and end what runs over its time."""
+    if container.state == STARTING:
+        _watch_start(state, now, container)
+    elif container.interrupted and next(iter(container.interrupted.values())) <= now:
+        stop(state, container, "a function that ran over its timeout did not stop", grace_s=0.0)
+    elif container.held:
+        if container.counts_slots:
+            overdue = _overdue(now, container)
+            if overdue:
+                return _time_out(state, now, container, overdue)
+        elif now >= container.progress + container.function.spec.timeout_s:
+            return _time_out_first(state, now, container)
+        _recall(state, now, container)
+    return None
+
+
+def _recall(state: State, now: float, container: Container) -> None:
+    if container.used <= container.slots or container.recalling or container.batches:
+        return
+    if now >= container.progress + stuck_after_s(container.function):
+        container.recalling = True
+        ahead = list(container.queued) if container.counts_slots else list(container.held)[container.slots :]
+        state.effects.append(Recall(container.id, [delivery for delivery in ahead if delivery in container.held]))
+
+
+def _watch_start(state: State, now: float, container: Container) -> None:
+    function = container.function
+    limit_s = function.spec.startup_timeout_s
+    if function.unplaced and not container.pid:
+        container.started = now  # It waits for a place, and has not begun to start.
+    if now - container.started >= limit_s:
+        text = f"it was not ready within startup_timeout={limit_s:g} s"
+        start_failed(state, now, container, text, grace_s=0.0)
+
+
+def _overdue(now: float, container: Container) -> list[int]:
+    """The deliveries (batches by their first) that have run for longer than they may."""
+    overdue = []
+    for delivery, since in container.begun.items():
+        if now < since + container.function.spec.timeout_s:
+            break
+        overdue.append(delivery)
+    return overdue
+
+
+def _time_out(state: State, now: float, container: Container, overdue: list[int]) -> None:
+    """These attempts are over. A coroutine is cancelled; threads cannot be, so their container is ended instead.
+
+    The others that it holds go back to the queue with its end.
+    """
+    function = container.function
+    deliveries = overdue
+    if container.batches:
+        deliveries = [one for one, first in container.batch_of.items() if first in overdue]
+    inputs = [container.held.pop(delivery) for delivery in deliveries if delivery in container.held]
+    for one in inputs:
+        _fail(state, now, function, one)
+    for delivery in deliveries:
+        container.release(now, delivery)
+    if not function.spec.is_async:
+        return stop(state, container, "timeout", grace_s=0.0)
+    for delivery in deliveries:
+        container.interrupted[delivery] = now + INTERRUPTED_S
+    state.effects.append(Interrupt(container.id, deliveries))
+    state.touch(function)
+    return None
+
+
+def _time_out_first(state: State, now: float, container: Container) -> None:
+    """The attempt is over: the container is ended, its siblings go back to the queue.
+
+    Which input ran is certain only where nothing was sent ahead of it; else all run again alone.
+    """
+    inputs = list(container.held.values())
+    if len(inputs) > container.slots:
+        for one in inputs:
+            one.suspect = True
+        inputs = []
+    for one in inputs[:1]:
+        if one.state == RUNNING:
+            container.held.pop(one.delivery)
+            _fail(state, now, container.function, one)
+    stop(state, container, "timeout", grace_s=0.0)
+
+
+def _fail(state: State, now: float, function: Function, one: Input) -> None:
+    if one.state != RUNNING:
+        return None
+    if retries.may_retry(function.spec.retries, one.retries + 1):
+        return retry_later(state, now, function, one)
+    text = f"{function.spec.name} ran longer than its timeout of {function.spec.timeout_s:g} s and was stopped"
+    finish(state, now, one, wire.FAILURE, failure("FunctionTimeoutError", text))
+    return None

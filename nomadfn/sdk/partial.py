@@ -1,0 +1,163 @@
+"""The decorators that stand under `@app.function(...)`: `@concurrent` and `@batched`.
+
+Each leaves a `Partial` around the function, with what it says; `@app.function` takes it from there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from nomadfn.exception import InvalidError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+MAX_BATCH_SIZE = 1_000
+MAX_WAIT_MS = 600_000
+_ABOVE = "put it between `def` and @app.function(...), under the latter"
+
+
+class Partial:
+    """A function with what was said of it before `@app.function` came."""
+
+    def __init__(self, raw_f: Callable[..., Any]) -> None:
+        self.raw_f = raw_f
+        self.concurrency: tuple[int, int | None] | None = None
+        """`max_inputs` and `target_inputs`."""
+        self.batching: tuple[int, int] | None = None
+        """`max_batch_size` and `wait_ms`."""
+
+    @property
+    def name(self) -> str:
+        return getattr(self.raw_f, "__name__", repr(self.raw_f))
+
+    def fields(self) -> dict[str, Any]:
+        """Its part of a `FunctionSpec`."""
+        fields: dict[str, Any] = {}
+        if self.concurrency is not None:
+            fields["max_inputs"], fields["target_inputs"] = self.concurrency
+        if self.batching is not None:
+            fields["max_batch_size"], fields["batch_wait_ms"] = self.batching
+        return fields
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise InvalidError(f"{self.name} is no function of an app yet: put @app.function() above its other decorators")
+
+
+def concurrent(*misplaced: Any, max_inputs: int | None = None, target_inputs: int | None = None) -> Callable[[F], F]:
+    """Let each container run up to `max_inputs` inputs at once: plain functions in threads, coroutines as tasks.
+
+    The autoscaler aims at `target_inputs` a container (`max_inputs` unless given) and fills containers up to
+    `max_inputs` while new ones start. Stands under `@app.function(...)`. Raises InvalidError.
+    """
+    _needs_parentheses("concurrent", "max_inputs=10", misplaced)
+    check_concurrency("@concurrent", max_inputs, target_inputs)
+
+    def decorate(function: F) -> F:
+        partial = _partial(function, "concurrent")
+        if partial.concurrency is not None:
+            raise InvalidError(f"function {partial.name}: it has @concurrent twice; leave one out")
+        partial.concurrency = (max_inputs, target_inputs)  # type: ignore[assignment]
+        return partial  # type: ignore[return-value]
+
+    return decorate
+
+
+def batched(*misplaced: Any, max_batch_size: int | None = None, wait_ms: int | None = None) -> Callable[[F], F]:
+    """Run inputs in batches: callers pass single items, the function gets a list for each parameter.
+
+    It returns a list of the same length, whose items are the results; an exception in it is raised for that caller
+    alone. A batch has at most `max_batch_size` inputs (1 to 1,000) and runs once it is full, or `wait_ms`
+    milliseconds (0 to 600,000) after its first input came. Stands under `@app.function(...)`. Raises InvalidError.
+    """
+    _needs_parentheses("batched", "max_batch_size=32, wait_ms=100", misplaced)
+    check_batching("@batched", max_batch_size, wait_ms)
+
+    def decorate(function: F) -> F:
+        partial = _partial(function, "batched")
+        if partial.batching is not None:
+            raise InvalidError(f"function {partial.name}: it has @batched twice; leave one out")
+        _check_batched_signature(partial)
+        partial.batching = (max_batch_size, wait_ms)  # type: ignore[assignment]
+        return partial  # type: ignore[return-value]
+
+    return decorate
+
+
+def check_concurrency(owner: str, max_inputs: object, target_inputs: object) -> None:
+    """Raises InvalidError unless 1 <= target_inputs <= max_inputs, or no target is given."""
+    if max_inputs is None:
+        raise InvalidError(f"{owner} needs max_inputs=, how many inputs a container runs at once")
+    for name, value in (("max_inputs", max_inputs), ("target_inputs", target_inputs)):
+        if value is not None and (not _is_int(value) or value < 1):  # type: ignore[operator]
+            raise InvalidError(f"{owner}: {name}={value!r} must be a whole number, 1 or more")
+    if target_inputs is not None and target_inputs > max_inputs:  # type: ignore[operator]
+        raise InvalidError(
+            f"{owner}: target_inputs={target_inputs} is more than max_inputs={max_inputs}; "
+            f"raise max_inputs or lower target_inputs"
+        )
+
+
+def check_batching(owner: str, max_batch_size: object, wait_ms: object) -> None:
+    """Raises InvalidError unless both are given and within their ranges."""
+    for name, value, low, high in (
+        ("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE),
+        ("wait_ms", wait_ms, 0, MAX_WAIT_MS),
+    ):
+        if value is None:
+            raise InvalidError(f"{owner} needs {name}=, from {low} to {high:,}")
+        if not _is_int(value) or not low <= value <= high:  # type: ignore[operator]
+            raise InvalidError(f"{owner}: {name}={value!r} must be a whole number from {low} to {high:,}")
+
+
+def _check_batched_signature(partial: Partial) -> None:
+    """Every parameter becomes a list, so each has to be given by every caller."""
+    function = partial.raw_f
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise InvalidError(
+            f"function {partial.name}: a generator cannot be @batched; return a list, one result for each input"
+        )
+    parameters = list(inspect.signature(function).parameters.values())
+    if not parameters:
+        raise InvalidError(f"function {partial.name}: a @batched function needs a parameter, the list of its inputs")
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise InvalidError(
+                f"function {partial.name}: a @batched function cannot have {parameter}; name each parameter, "
+                f"which gets a list"
+            )
+        if parameter.default is not parameter.empty:
+            raise InvalidError(
+                f"function {partial.name}: a @batched function cannot have a default for {parameter.name!r}; "
+                f"leave it out and let callers give the value"
+            )
+
+
+def _partial(function: Any, decorator: str) -> Partial:
+    from .function import Function
+
+    if isinstance(function, Partial):
+        return function
+    if isinstance(function, Function):
+        raise InvalidError(f"function {function.name}: @{decorator} stands above @app.function(...); {_ABOVE}")
+    if inspect.isclass(function):
+        raise InvalidError(
+            f"class {function.__name__}: @{decorator} is for functions here; classes are not supported yet"
+        )
+    if not inspect.isfunction(function):
+        raise InvalidError(f"@{decorator} needs a function that is defined with `def`, not {function!r}")
+    return Partial(function)
+
+
+def _needs_parentheses(decorator: str, example: str, misplaced: tuple[Any, ...]) -> None:
+    if not misplaced:
+        return
+    if len(misplaced) == 1 and callable(misplaced[0]):
+        name = getattr(misplaced[0], "__name__", "f")
+        raise InvalidError(f"function {name}: @{decorator} needs parentheses: write @{decorator}({example})")
+    raise InvalidError(f"@{decorator} takes its settings by name: write @{decorator}({example})")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
