@@ -12,7 +12,7 @@ from typing import Any
 
 from consul_server import ConsulServer
 from nomad_double.server import NomadDouble
-from real_nomad import RealNomad
+from real_nomad import NomadAgents, RealNomad
 from world import NOMADFN, Running, World, eventually
 
 from nomadfn.adapters.nomad_api import NomadApi
@@ -26,7 +26,7 @@ START_S = 60.0
 class ClusterWorld(World):
     """A `World` whose commands speak to a cluster."""
 
-    def __init__(self, folder: Path, nomad: RealNomad | NomadDouble, consul: ConsulServer, job: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, nomad: RealNomad | NomadAgents | NomadDouble, consul: ConsulServer, job: dict[str, Any]) -> None:
         super().__init__(folder)
         self.nomad = nomad
         self.consul = consul
@@ -74,6 +74,9 @@ class ClusterWorld(World):
     def _all_ended(self) -> bool:
         return all(one.ended for one in self.controls)
 
+    def reached_at(self) -> tuple[str, str]:
+        return self.led().http_url, self.env["NOMADFN_TOKEN"]
+
     def leading(self) -> Running:
         """The control service that leads."""
         url = self.led().http_url
@@ -112,7 +115,7 @@ class ClusterWorld(World):
                 control.wait()
             for job in api.jobs(self.name):
                 api.deregister(job["ID"])
-            if isinstance(self.nomad, RealNomad):  # The double ends what it has started when it is closed.
+            if not isinstance(self.nomad, NomadDouble):  # The double ends what it has started when it is closed.
                 eventually(lambda: not self._live(api), "all allocations have ended")
         finally:
             api.close()
@@ -125,7 +128,7 @@ class ClusterWorld(World):
 
 @contextmanager
 def made_in(
-    folder: Path, nomad: RealNomad | NomadDouble, consul: ConsulServer, job: dict[str, Any] | None = None
+    folder: Path, nomad: RealNomad | NomadAgents | NomadDouble, consul: ConsulServer, job: dict[str, Any] | None = None
 ) -> Iterator[ClusterWorld]:
     world = ClusterWorld(folder, nomad, consul, job or {})
     try:

@@ -1,0 +1,98 @@
+"""Counts that go up and down: as many containers as there is work for, and no input interrupted by it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from cluster_world import ClusterWorld
+from marks import deployed, results
+from world import eventually
+
+pytestmark = [pytest.mark.consul, pytest.mark.timeout(900)]
+
+WINDOW_S = 2
+REAL_ROUNDS, DOUBLE_ROUNDS = 100, 6
+LOAD = """
+    import json, random, sys, time
+    import nomadfn
+
+    mark = nomadfn.Function.from_name("marks", "mark")
+    folder, rounds = sys.argv[1], int(sys.argv[2])
+    dice = random.Random(7)
+    calls, first = [], 0
+    for _ in range(rounds):
+        for _ in range(dice.choice((1, 2, 2, 5, 9, 20))):
+            calls.append(mark.spawn(first, folder, dice.choice((0.0, 0.1, 0.5, 2.0))))
+            first += 1
+        time.sleep(dice.choice((0.0, 0.2, 1.0, 2.5, 4.5)))
+    print(json.dumps([call.get(timeout=300)[0] for call in calls]))
+"""
+
+
+def test_from_nothing_to_twenty_and_back(any_world: ClusterWorld, tmp_path: Path) -> None:
+    marks = deployed(any_world, tmp_path)
+    assert any_world.count() == 0
+    start = time.monotonic()
+    call = marks.call(0, 20, gated=True)
+    marks.has_begun(*range(20))
+    print(f"20 containers after {time.monotonic() - start:.2f} s")
+    assert any_world.count() == 20
+    marks.gate.touch()
+    assert len({alloc for _, _, alloc in results(call)}) == 20
+    start = time.monotonic()
+    eventually(lambda: any_world.count() == 0, "scaled to zero", 60)
+    print(f"none any more after {time.monotonic() - start:.2f} s")
+    assert marks.twice() == {}
+
+
+def test_one_long_input_on_the_highest_of_twelve_keeps_none_of_the_others(
+    any_world: ClusterWorld, tmp_path: Path
+) -> None:
+    marks = deployed(any_world, tmp_path)
+    # The highest one is the only one that waits for the gate.
+    marks.deploy(
+        **{
+            "max_containers=20": "max_containers=12",
+            "while gate": "while gate and (n < 12 or os.environ['NOMAD_GROUP_NAME'] == 'lane-11')",
+        }
+    )
+    warm = marks.call(0, 12, gated=True)
+    marks.has_begun(*range(12))
+    marks.gate.touch()
+    assert len({alloc for _, _, alloc in results(warm)}) == 12
+    marks.gate.unlink()
+    long = marks.call(12, 12, seconds=1.0, gated=True)
+    marks.has_begun(*range(12, 24))
+    eventually(lambda: any_world.explain("marks", "mark")["running"] == 1, "eleven of them are idle")
+    start = time.monotonic()
+    eventually(lambda: any_world.count() == 1, "the eleven idle ones are gone", WINDOW_S + 10)
+    print(f"the eleven idle ones are gone after {time.monotonic() - start:.2f} s")
+    assert not long.ended
+    marks.gate.touch()
+    results(long)
+    assert marks.twice() == {}
+
+
+def test_load_that_comes_and_goes_runs_every_input_once(
+    any_world: ClusterWorld, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    marks = deployed(any_world, tmp_path)
+    any_world.write("load.py", LOAD)
+    rounds = REAL_ROUNDS if request.node.get_closest_marker("nomad") else DOUBLE_ROUNDS
+    load = any_world.start("python", "load.py", marks.folder, rounds)
+    counts = []
+    while not load.ended:
+        count = any_world.count()
+        if counts[-1:] != [count]:
+            counts.append(count)
+        time.sleep(0.1)
+    done = json.loads(load.wait().ok().out)
+    ups = sum(two > one for one, two in zip(counts, counts[1:], strict=False))
+    downs = sum(two < one for one, two in zip(counts, counts[1:], strict=False))
+    print(f"{len(done)} inputs; counts up to {max(counts)}, {ups} times up and {downs} times down")
+    assert done == list(range(len(done)))
+    assert set(marks.runs()) == set(done)
+    assert marks.twice() == {}
