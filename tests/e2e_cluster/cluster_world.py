@@ -26,7 +26,9 @@ START_S = 60.0
 class ClusterWorld(World):
     """A `World` whose commands speak to a cluster."""
 
-    def __init__(self, folder: Path, nomad: RealNomad | NomadAgents | NomadDouble, consul: ConsulServer, job: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, nomad: RealNomad | NomadAgents | NomadDouble, consul: ConsulServer, job: dict[str, Any]
+    ) -> None:
         super().__init__(folder)
         self.nomad = nomad
         self.consul = consul

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -90,8 +91,8 @@ def test_load_that_comes_and_goes_runs_every_input_once(
             counts.append(count)
         time.sleep(0.1)
     done = json.loads(load.wait().ok().out)
-    ups = sum(two > one for one, two in zip(counts, counts[1:], strict=False))
-    downs = sum(two < one for one, two in zip(counts, counts[1:], strict=False))
+    ups = sum(two > one for one, two in itertools.pairwise(counts))
+    downs = sum(two < one for one, two in itertools.pairwise(counts))
     print(f"{len(done)} inputs; counts up to {max(counts)}, {ups} times up and {downs} times down")
     assert done == list(range(len(done)))
     assert set(marks.runs()) == set(done)

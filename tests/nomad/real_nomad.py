@@ -22,7 +22,7 @@ from nomadfn.exception import Error
 OLDEST = (1, 6, 0)
 START_S = 90.0
 PLUGINS = "NOMADFN_TEST_NOMAD_PLUGINS"
-"""Names a folder with a device plugin that offers what FAKE_GPUS says."""
+"""Names a folder with `fake-gpu`: a device plugin that offers what FAKE_GPUS says, `model=count=MiB` with commas."""
 CONFIG = """
 bind_addr = "127.0.0.1"
 data_dir  = "{folder}/data"
@@ -71,6 +71,11 @@ def find() -> tuple[str, str]:
     return path, ""
 
 
+def has_plugin() -> bool:
+    """Whether there is a plugin with pretended GPUs."""
+    return (Path(os.environ.get(PLUGINS) or "/nowhere") / "fake-gpu").exists()
+
+
 def free_ports(count: int) -> list[int]:
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [listener.getsockname()[1] for listener in listeners]
@@ -90,9 +95,7 @@ class Agent:
         http, self.rpc_port, serf = free_ports(3)
         self.address = NomadAddress(url=f"http://127.0.0.1:{http}")
         config = folder / "nomad.hcl"
-        config.write_text(
-            CONFIG.format(folder=folder, http=http, rpc=self.rpc_port, serf=serf, client=client) + more
-        )
+        config.write_text(CONFIG.format(folder=folder, http=http, rpc=self.rpc_port, serf=serf, client=client) + more)
         self.command = [path, "agent", *mode.split(), f"-config={config}", "-log-level=WARN"]
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("NOMAD_")}
         # A dev agent keeps its allocations in folders that it makes there, and leaves them behind.

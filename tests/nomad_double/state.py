@@ -289,14 +289,15 @@ class State:
             node.eligible = True
             self.evaluate_all()
 
-    def lose(self, node: Node) -> None:
-        """The node is gone, and what ran on it."""
+    def lose(self, node: Node, kill: bool = True) -> None:
+        """The node is gone, and what ran on it; without `kill` only Nomad's agent there is."""
         with self.changed:
             node.lost = True
             for alloc in self._on(node):
                 alloc["ClientStatus"], alloc["DesiredStatus"] = "lost", "stop"
                 self._touch(alloc)
-                self._signal(alloc, signal.SIGKILL)
+                if kill:
+                    self._signal(alloc, signal.SIGKILL)
             self.evaluate_all()
 
     def _on(self, node: Node) -> list[Json]:
