@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import nomadfn
 from nomadfn.adapters.nomad_api import NomadApi
@@ -39,9 +38,9 @@ SETTLED_S = 6.0
 """Beyond the 2 s of its window: a container's place on Nomad is kept a moment longer."""
 
 app = nomadfn.App("cluster-benchmark")
-warm = app.function(name="warm", min_containers=CONTAINERS, max_containers=CONTAINERS)(bodies.noop)
-echo = app.function(name="echo", min_containers=CONTAINERS, max_containers=CONTAINERS)(bodies.echo)
-cold = app.function(name="cold", max_containers=1, scaledown_window=2)(bodies.noop)
+warm = app.function(name="warm", min_containers=CONTAINERS, max_containers=CONTAINERS, memory=256)(bodies.noop)
+echo = app.function(name="echo", min_containers=CONTAINERS, max_containers=CONTAINERS, memory=256)(bodies.echo)
+cold = app.function(name="cold", memory=256, max_containers=1, scaledown_window=2)(bodies.noop)
 
 
 def serve() -> None:

@@ -6,7 +6,7 @@ import json
 import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from nomadfn.profiles import load_profile
 from nomadfn.sdk import leader
 
 START_S = 60.0
+ON_DOUBLE: dict[str, Any] = {"agent_args": ["-m", "nomadfn_agent"], "workload_identity": False}
+"""The double fetches no artifacts and signs nothing."""
 
 
 class ClusterWorld(World):
@@ -137,3 +139,14 @@ def made_in(
         yield world
     finally:
         world.close()
+
+
+@contextmanager
+def made_on_double(folder: Path, consul: ConsulServer, job: dict[str, Any] | None = None) -> Iterator[ClusterWorld]:
+    """On a double of Nomad of its own."""
+    (folder / "double").mkdir()
+    with (
+        closing(NomadDouble(folder / "double")) as double,
+        made_in(folder, double, consul, ON_DOUBLE | (job or {})) as made,
+    ):
+        yield made
