@@ -74,9 +74,10 @@ async def serve(profile: Profile, settings: Settings, tell: Callable[[dict[str, 
         asyncio.get_running_loop().add_signal_handler(number, end, ended, None)
     http = bind(settings.host, settings.port, "port")
     http_url = url("http", settings.host, http.getsockname()[1])
-    front = Front()
+    tokens = Tokens(settings.token, derived=True, metrics=settings.metrics_token)
+    front = Front(tokens)
     server = await api.serve_api(front, http)
-    member = _Member(profile, settings, http_url, front, ended)
+    member = _Member(profile, settings, tokens, http_url, front, ended)
     try:
         await member.register()
         tell({"http_url": http_url, "target": str(profile)})
@@ -92,9 +93,12 @@ async def serve(profile: Profile, settings: Settings, tell: Callable[[dict[str, 
 class _Member:
     """One instance among the control services of a cluster."""
 
-    def __init__(self, profile: Profile, settings: Settings, http_url: str, front: Front, ended: Ended) -> None:
+    def __init__(
+        self, profile: Profile, settings: Settings, tokens: Tokens, http_url: str, front: Front, ended: Ended
+    ) -> None:
         self._profile = profile
         self._settings = settings
+        self._tokens = tokens
         self._http_url = http_url
         self._front = front
         self._ended = ended
@@ -236,8 +240,7 @@ class _Member:
             capacity_reason=cluster.capacity_reason,
             first_delivery=epoch * DELIVERIES_PER_EPOCH + 1,
         )
-        tokens = Tokens(self._settings.token, derived=True)
-        service = Service(core, cluster, registry, payloads, tokens, address, journal, self._on_fatal, PACE)
+        service = Service(core, cluster, registry, payloads, self._tokens, address, journal, self._on_fatal, PACE)
         address.started_at = service.now()
         bring_back(service, segments)
         return service

@@ -140,6 +140,7 @@ def take_durable(
     if sub.kind == wire.SPAWN:
         call.total = 1
     function.pending[1] += len(inputs)
+    function.totals.accepted += len(inputs)
     function.queue.add(caller, sub.priority, inputs)
     state.touch(function)
     return call
@@ -187,6 +188,7 @@ def _enqueue(
     for one in inputs:
         add(one)
     function.pending[0] += len(inputs)
+    function.totals.accepted += len(inputs)
     function.queue.add(call.caller, sub.priority, inputs)
     session = state.sessions[call.caller]
     if session.parent and (parent := state.containers.get(session.parent)) is not None:
@@ -264,6 +266,7 @@ def apply_cancel(state: State, now: float, call: Call, *, terminate: bool, text:
             interrupted.setdefault(container, []).append(one.delivery)
         finish(state, now, one, wire.FAILURE, failure("InputCancellation", text))
         count += 1
+    call.function.totals.cancelled += count
     call.cancelled = call.durable
     for id, deliveries in interrupted.items():
         if terminate:

@@ -222,6 +222,7 @@ def _retry(state: State, now: float, function: Function, one: Input) -> None:
         forget_claim(state, one)
         return
     one.retries += 1
+    function.totals.retried += 1
     durable = one.call.durable
     function.running[durable] -= 1
     function.pending[durable] += 1
@@ -334,6 +335,7 @@ def _count_loss(
 ) -> None:
     text = f"container {container.index} was lost ({what}) with {len(inputs)} inputs; they run again, one at a time"
     state.effects.append(Notice(function.app, function.spec.name, text))
+    function.totals.lost += len(inputs)
     alone = len(inputs) == 1
     survivors = []
     for one in inputs:

@@ -26,12 +26,16 @@ from .model import (
     Function,
     Input,
     Session,
+    Totals,
 )
 from .records import Finished, Record
 
 INPUT_BYTES = 128
 """What an input takes in the journal beside its payload, at the most: a spawn's ids are among it."""
 STATUS_MASK = wire.REF - 1
+TOTALS_MAX = 1000
+OTHERS = "(others)"
+"""Functions beyond `TOTALS_MAX` are counted together under this name."""
 
 
 @dataclass(slots=True)
@@ -100,6 +104,16 @@ class State:
     claims: dict[tuple[str, int], Claim] = field(default_factory=dict)
     """By call and index."""
     early: dict[tuple[str, int], Early] = field(default_factory=dict)
+    totals: dict[tuple[str, str], Totals] = field(default_factory=dict)
+    """By the names of app and function; a bounded number, since anybody may run apps of new names."""
+
+    def totals_of(self, app: str, function: str) -> Totals:
+        key = (app, function)
+        if key not in self.totals and len(self.totals) >= TOTALS_MAX:
+            key = (OTHERS, OTHERS)
+        if key not in self.totals:
+            self.totals[key] = Totals(*key)
+        return self.totals[key]
 
     def touch(self, function: Function) -> None:
         if self.functions.get(function.id) is function:
@@ -145,6 +159,12 @@ def finish(state: State, now: float, one: Input, status: int, payload: bytes) ->
     call = one.call
     function = call.function
     durable = call.kind >= wire.SPAWN
+    claim = is_claim(one)
+    if not claim:
+        if status & STATUS_MASK == wire.OK:
+            function.totals.succeeded += 1
+        else:
+            function.totals.failed += 1
     if one.state == RUNNING:
         function.running[durable] -= 1
     else:
@@ -171,7 +191,7 @@ def finish(state: State, now: float, one: Input, status: int, payload: bytes) ->
     session = state.sessions.get(call.caller)
     if session is not None and session.parent and (parent := state.containers.get(session.parent)) is not None:
         note_waiting(state, parent, -1)
-    if is_claim(one):
+    if claim:
         state.claims.pop((call.id, one.index), None)
         state.early[call.id, one.index] = Early(status, payload, now)
         return
