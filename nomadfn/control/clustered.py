@@ -152,24 +152,26 @@ class _Member:
             await in_thread(self._lease.release)
             return self._ended.result()
         try:
-            self._front.leader = {}
+            self._front.know({})
             return await self._lead(standing.result())
         finally:
             await in_thread(self._lease.release)
 
     def _on_leader(self, leader: Any | None) -> None:
         known = self._front.leader
-        self._front.leader = (
+        self._front.know(
             {} if leader is None else {"http_url": leader.http_url, "data_url": leader.data_url, "epoch": leader.epoch}
         )
         if leader is not None and self._front.leader != known:
             self._log(f"standing by at {self._http_url}; {leader.http_url or leader} leads, epoch {leader.epoch}")
 
     async def _lead(self, epoch: int) -> Exception | None:
-        nomad, job, identities = await in_thread(self._reach_nomad)
+        # Both at once: while nobody leads, everybody waits.
+        opened, reached = await asyncio.gather(self._open_journal(), in_thread(self._reach_nomad))
+        nomad, job, identities = reached
         cluster = NomadCluster(nomad, job, identities.token if isinstance(identities, JoinTokens) else None)
         registry = ConsulRegistry(self._store, self._shard, self._lease.hold)
-        service = await self._build(epoch, cluster, registry)
+        service = self._build(epoch, cluster, registry, *opened)
         listener = await self._listen(service)
         service.agents.open(door(cluster), identities.verify)
         Jobs(nomad, job, cluster).add_to(service.operations)
@@ -178,7 +180,7 @@ class _Member:
         on_overrides = service.operations.overrides.take
         registry.watch(PREFIX, lambda entries: self._soon(on_overrides, entries), on_fault=self._log)
         app = api.create_api(service, blobs=service.address.blobs, max_body_bytes=self._settings.max_body_bytes)
-        self._front.lead(app)
+        self._front.lead(app, service.leader())
         announce = partial(self._lease.announce, http_url=self._http_url, data_url=service.address.data_url)
         await in_thread(announce)
         self._log(f"leads at {self._http_url}, epoch {epoch}")
@@ -213,19 +215,35 @@ class _Member:
             return nomad, job, _Identities(address)
         return nomad, job, JoinTokens(self._settings.token)
 
-    async def _build(self, epoch: int, cluster: NomadCluster, registry: ConsulRegistry) -> Service:
-        """The service with everything that was accepted before."""
-        folder = Path(self._profile.blobs).expanduser() / self._profile.cluster / str(self._profile.shard)
+    @property
+    def _folder(self) -> Path:
+        """Where everything of this shard lies that is too large for Consul."""
+        return Path(self._profile.blobs).expanduser() / self._profile.cluster / str(self._profile.shard)
+
+    async def _open_journal(self) -> tuple[ConsulJournal, list[tuple[int, bytes]]]:
+        """The journal, and everything in it."""
         try:
-            await in_thread(partial(folder.mkdir, parents=True, exist_ok=True))
-            payloads, bodies = DirectoryBlobs(str(folder / "payloads")), DirectoryBlobs(str(folder / "journal"))
+            await in_thread(partial(self._folder.mkdir, parents=True, exist_ok=True))
+            bodies = DirectoryBlobs(str(self._folder / "journal"))
             opened = partial(ConsulJournal, self._store, self._lease.hold, blobs=bodies, on_delay=self._on_delay)
             journal = await in_thread(opened)
-            segments = await in_thread(lambda: list(journal.replay()))
+            return journal, await in_thread(lambda: list(journal.replay()))
         except ports.FencedError as error:
             raise SteppedDownError(f"stepping down: {error}") from None
         except (ports.JournalError, OSError) as error:
             raise StorageError(str(error)) from None
+
+    def _build(
+        self,
+        epoch: int,
+        cluster: NomadCluster,
+        registry: ConsulRegistry,
+        journal: ConsulJournal,
+        segments: list[tuple[int, bytes]],
+    ) -> Service:
+        """The service with everything that was accepted before."""
+        folder = self._folder
+        payloads = DirectoryBlobs(str(folder / "payloads"))
         address = Address(
             http_url=self._http_url,
             data_dir=f"Consul at {self._store.address}, {self._shard.prefix}, and {folder}",

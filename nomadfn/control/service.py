@@ -39,7 +39,7 @@ from nomadfn.exception import Error, InvalidError, NotFoundError, ResourceExhaus
 TICK_RETRY_S = 0.25
 RECOVER_S = 5.0
 """How long a new leader waits for the containers that the one before has left, before it hands out inputs."""
-RECOVER_POLL_S = 0.02
+RECOVER_POLL_S = 0.01
 LOCAL_SESSION = "se-http"
 """The session of calls that come over HTTP; it is always there."""
 
