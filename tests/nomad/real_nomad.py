@@ -106,19 +106,20 @@ class RealNomad:
             self.process.kill()
             self.process.wait()
         self.log.close()
-        self._kill_rest()
-        for mount in Path("/proc/self/mounts").read_text().splitlines():
-            where = mount.split()[1]
-            if where.startswith(f"{self.folder}/"):
-                subprocess.run(["umount", "-l", where], check=False, capture_output=True)
+        clean_up(self.folder)
 
-    def _kill_rest(self) -> None:
-        """First the executors, which would see to their tasks' end at leisure, then the tasks."""
-        mark = f"{self.folder}/".encode()
-        for name in ("cmdline", "environ"):
-            for entry in Path("/proc").iterdir():
-                try:
-                    if entry.name.isdigit() and int(entry.name) != os.getpid() and mark in (entry / name).read_bytes():
-                        os.kill(int(entry.name), signal.SIGKILL)
-                except OSError:
-                    pass  # It has ended meanwhile.
+
+def clean_up(folder: Path) -> None:
+    """End what a Nomad in this folder has left: first the executors, which would take their time, then the tasks."""
+    mark = f"{folder}/".encode()
+    for name in ("cmdline", "environ"):
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and int(entry.name) != os.getpid() and mark in (entry / name).read_bytes():
+                    os.kill(int(entry.name), signal.SIGKILL)
+            except OSError:
+                pass  # It has ended meanwhile.
+    for mount in Path("/proc/self/mounts").read_text().splitlines():
+        where = mount.split()[1]
+        if where.startswith(f"{folder}/"):
+            subprocess.run(["umount", "-l", where], check=False, capture_output=True)
