@@ -154,17 +154,17 @@ def drop_blob(state: State, codec_or_status: int, payload: bytes) -> None:
         state.effects.append(DropBlob(payload))
 
 
+def fail(state: State, now: float, one: Input, error: str, message: str) -> None:
+    """End an input that gets no result from a container."""
+    one.call.function.totals.failed += 1
+    finish(state, now, one, wire.FAILURE, failure(error, message))
+
+
 def finish(state: State, now: float, one: Input, status: int, payload: bytes) -> None:
-    """Give an input its result. A durable one is shown once the journal has it."""
+    """Give an input its result. A durable one is shown once the journal has it. Who calls this counts it."""
     call = one.call
     function = call.function
     durable = call.kind >= wire.SPAWN
-    claim = is_claim(one)
-    if not claim:
-        if status & STATUS_MASK == wire.OK:
-            function.totals.succeeded += 1
-        else:
-            function.totals.failed += 1
     if one.state == RUNNING:
         function.running[durable] -= 1
     else:
@@ -191,8 +191,9 @@ def finish(state: State, now: float, one: Input, status: int, payload: bytes) ->
     session = state.sessions.get(call.caller)
     if session is not None and session.parent and (parent := state.containers.get(session.parent)) is not None:
         note_waiting(state, parent, -1)
-    if claim:
+    if is_claim(one):
         state.claims.pop((call.id, one.index), None)
+        function.totals.count([status], -1)  # It counts once its client is back.
         state.early[call.id, one.index] = Early(status, payload, now)
         return
     if session is None:

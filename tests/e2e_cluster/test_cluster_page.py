@@ -107,7 +107,7 @@ def test_the_page_is_done_word_for_word(part: str, tmp_path: Path) -> None:
     work.mkdir()
     for name, body in files().items():
         (work / name).write_text(adapted(body))
-    script = "set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n"
+    script = "set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait || true' EXIT\n"
     script += "set -x\n" + "".join(map(adapted, _of(part)))
     token = 'export NOMADFN_TOKEN="nf_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"\n'
     env = {"NOMAD_ADDR": f"http://127.0.0.1:{http}", "CONSUL_HTTP_ADDR": f"127.0.0.1:{consul_http}"}
