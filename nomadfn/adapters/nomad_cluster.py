@@ -127,10 +127,12 @@ class NomadCluster:
         """Find what an earlier leader has left and begin to watch. Raises one of nomadfn's errors."""
         self._listener = listener
         self._loop = asyncio.get_running_loop()
+        found = []
         for stub in await self.ask(self._api.jobs, jobspec.prefix(self._settings)):
             meta = stub.get("Meta") or {}
             if meta.get("nomadfn") == self._settings.cluster and not stub.get("Stop"):
-                await self._find(stub["ID"], meta)
+                found.append(self._find(stub["ID"], meta))
+        await asyncio.gather(*found)
         await self._watch.open()
 
     async def _find(self, job_id: str, meta: dict[str, str]) -> None:

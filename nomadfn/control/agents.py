@@ -57,6 +57,11 @@ class Agents:
         self._joining: set[asyncio.Task[None]] = set()
         self._urls: list[str] = []
 
+    @property
+    def count(self) -> int:
+        """Agents that are connected."""
+        return len(self._seats)
+
     def open(self, attach: Attach, verify: Verify) -> None:
         """Take agents in from now on."""
         self._attach, self._verify = attach, verify

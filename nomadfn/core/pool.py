@@ -30,7 +30,7 @@ from .model import (
     Function,
     Input,
 )
-from .state import STATUS_MASK, State, drop_blob, failure, finish, forget_claim, is_claim, is_live
+from .state import STATUS_MASK, State, drop_blob, fail, finish, forget_claim, is_claim, is_live
 
 AHEAD_S = 0.005
 AHEAD_MAX = 256
@@ -117,7 +117,7 @@ def _dispatch_alone(state: State, now: float, function: Function, extra: int) ->
             alone.popleft()
             continue
         if alone[0].deadline <= now:
-            finish(state, now, alone.popleft(), wire.FAILURE, failure("TimeoutError", DEADLINE_TEXT))
+            fail(state, now, alone.popleft(), "TimeoutError", DEADLINE_TEXT)
             continue
         container = function.containers.get(heapq.heappop(heap)[1])
         if container is None or container.listed != 1:
@@ -147,7 +147,7 @@ def _fill(state: State, now: float, function: Function, container: Container, ex
     expired = [one for one in inputs if one.deadline <= now]
     if expired:
         for one in expired:
-            finish(state, now, one, wire.FAILURE, failure("TimeoutError", DEADLINE_TEXT))
+            fail(state, now, one, "TimeoutError", DEADLINE_TEXT)
         inputs = [one for one in inputs if one.state != RUNNING and is_live(one)]
     if inputs:
         _hand_over(state, now, function, container, inputs)
@@ -196,6 +196,7 @@ def take_outputs(
     function = container.function
     held = container.held
     policy = function.spec.retries
+    function.totals.count(statuses)
     if deliveries:
         mean_s = run_ns / 1e9 / len(deliveries)
         old = function.mean_run_s
@@ -204,12 +205,14 @@ def take_outputs(
     for delivery, status, payload in zip(deliveries, statuses, payloads, strict=True):
         one = held.pop(delivery, None)
         if one is None or one.state != RUNNING or one.delivery != delivery:
+            function.totals.count([status], -1)
             # What an earlier leader has seen may be the result that it has kept: the sweep of blobs decides.
             if delivery >= state.first_delivery:
                 drop_blob(state, status, payload)
             continue
         if status & STATUS_MASK == wire.EXCEPTION and retries.may_retry(policy, one.retries + 1):
             drop_blob(state, status, payload)
+            function.totals.count([status], -1)
             _retry(state, now, function, one)
             continue
         finish(state, now, one, status, payload)
@@ -222,6 +225,7 @@ def _retry(state: State, now: float, function: Function, one: Input) -> None:
         forget_claim(state, one)
         return
     one.retries += 1
+    function.totals.retried += 1
     durable = one.call.durable
     function.running[durable] -= 1
     function.pending[durable] += 1
@@ -334,6 +338,7 @@ def _count_loss(
 ) -> None:
     text = f"container {container.index} was lost ({what}) with {len(inputs)} inputs; they run again, one at a time"
     state.effects.append(Notice(function.app, function.spec.name, text))
+    function.totals.lost += len(inputs)
     alone = len(inputs) == 1
     survivors = []
     for one in inputs:
@@ -344,7 +349,7 @@ def _count_loss(
                 f"input {one.index} of {function.spec.name} lost its container {one.losses} times while it ran alone; "
                 f"last: {what}{_quote(tail)}"
             )
-            finish(state, now, one, wire.FAILURE, failure("InternalFailure", text))
+            fail(state, now, one, "InternalFailure", text)
         else:
             survivors.append(one)
     _requeue(state, function, survivors)
@@ -379,7 +384,7 @@ def _start_failed(state: State, now: float, function: Function, text: str) -> No
     state.effects.append(Notice(function.app, function.spec.name, message))
     for one in list(function.queue):
         if one.state in (PENDING, DELAYED):
-            finish(state, now, one, wire.FAILURE, failure("ExecutionError", message))
+            fail(state, now, one, "ExecutionError", message)
     function.queue.clear()
 
 
@@ -436,7 +441,7 @@ def _time_out(state: State, now: float, container: Container) -> None:
             _retry(state, now, function, one)
         else:
             text = f"{function.spec.name} ran longer than its timeout of {timeout_s:g} s and was stopped"
-            finish(state, now, one, wire.FAILURE, failure("FunctionTimeoutError", text))
+            fail(state, now, one, "FunctionTimeoutError", text)
     stop(state, container, "timeout", grace_s=0.0)
 
 

@@ -137,11 +137,16 @@ class Agent:
             self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.kill()
-        kill_all_of(self.folder)
-        for mount in Path("/proc/self/mounts").read_text().splitlines():
-            where = mount.split()[1]
-            if where.startswith(f"{self.folder}/"):
-                subprocess.run(["umount", "-l", where], check=False, capture_output=True)
+        clean_up(self.folder)
+
+
+def clean_up(folder: Path) -> None:
+    """End what a Nomad in this folder has left behind, and take its mounts away."""
+    kill_all_of(folder)
+    for mount in Path("/proc/self/mounts").read_text().splitlines():
+        where = mount.split()[1]
+        if where.startswith(f"{folder}/"):
+            subprocess.run(["umount", "-l", where], check=False, capture_output=True)
 
 
 def kill_all_of(folder: Path) -> None:
