@@ -21,6 +21,8 @@ JSON_PACKAGE = Path(json.__file__).parent
 
 Shell = Callable[..., str]
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
@@ -29,7 +31,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     env |= {"NOMADFN_DATA_DIR": str(tmp_path / "data"), "COLUMNS": "120"}
 
     def run(*command: str) -> str:
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 

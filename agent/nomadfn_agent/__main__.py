@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 
+gc.disable()  # Imports make hardly any garbage, and a first input waits for them. Containers turn it on again.
 parser = argparse.ArgumentParser(prog="nomadfn_agent", description=__doc__)
 parser.add_argument("--supervisor-fd", type=int, help="the inherited socket to the control service")
 parser.add_argument("--preload", action="append", default=[], metavar="MODULE", help="import it before the first fork")

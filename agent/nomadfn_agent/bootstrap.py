@@ -6,6 +6,7 @@ of size and name, an empty line, and the contents one after the other. Old Pytho
 because it is what tells them so.
 """
 
+import gc
 import os
 import sys
 from typing import Callable  # noqa: UP035 - as old Pythons know it
@@ -21,6 +22,7 @@ def run(read: Callable[[], bytes], digest: str, python: str, machine: str) -> No
             f"nomadfn: this agent is for Python {python} on {machine}, and this is Python {here} on {this}: put "
             f"?python={here}&platform=linux_{this} behind agent_url in the cluster's settings, or use another image"
         )
+    gc.disable()  # Imports make hardly any garbage, and a first input waits for them. Containers turn it on again.
     sys.path[0] = unpacked(read, digest)
     try:
         from nomadfn_agent.join import main

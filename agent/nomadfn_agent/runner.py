@@ -44,7 +44,7 @@ def main() -> int:
         link.send(encode(StartFailed(encode_payload(code.describe(error)))))
         link.close()
         return NOT_LOADED
-    rejoin = _rejoin if control_urls() else None
+    rejoin = _Rejoin(os.environ["NOMADFN_DATA_URL"]) if control_urls() else None
     loop = Loop(link, executor.run, executor.interrupt, flush_streams, rejoin, bind.code.digest)
     link.send(encode(Ready(slots=1)))
     loop.serve(rest)
@@ -65,29 +65,44 @@ def _join(link: Link) -> tuple[Bind, list[bytes]]:
     return bind, messages[1:]
 
 
-def _rejoin() -> Link:
-    """Have the control service that leads now take this container on. Raises LinkClosed when none does in time."""
-    from .seek import REASONS, ask_leader
+class _Rejoin:
+    """Has the control service that leads now take this container on. Raises LinkClosed when none does in time."""
 
-    deadline = time.monotonic() + REJOIN_S
-    pause_s = 0.02
-    why: Exception = LinkClosed("no address of one is known")
-    while True:
-        for url in control_urls():
-            try:
-                link = Link.connect(ask_leader(url), os.environ["NOMADFN_TOKEN"], REJOIN_TRY_S)
+    def __init__(self, data_url: str) -> None:
+        self._data_url = data_url
+        """Of the one that has it, or had it last."""
+
+    def __call__(self) -> Link:
+        from .seek import REASONS
+
+        deadline = time.monotonic() + REJOIN_S
+        pause_s = 0.02
+        lost = ""  # At first the same leader may be there still.
+        why: Exception = LinkClosed("no address of one is known")
+        while True:
+            for url in control_urls():
                 try:
-                    _join(link)
-                except BaseException:
-                    link.close()
-                    raise
-                return link
-            except REASONS as error:
-                why = error
-        if time.monotonic() > deadline:
-            raise LinkClosed(f"no other one has taken it on within {REJOIN_S:.0f} s: {why}")
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, REJOIN_PAUSE_S)
+                    return self._try(url, lost)
+                except REASONS as error:
+                    why = error
+            if time.monotonic() > deadline:
+                raise LinkClosed(f"no other one has taken it on within {REJOIN_S:.0f} s: {why}")
+            lost = self._data_url
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, REJOIN_PAUSE_S)
+
+    def _try(self, url: str, lost: str) -> Link:
+        from .seek import ask_leader
+
+        data_url = ask_leader(url, lost)
+        link = Link.connect(data_url, os.environ["NOMADFN_TOKEN"], REJOIN_TRY_S)
+        try:
+            _join(link)
+        except BaseException:
+            link.close()
+            raise
+        self._data_url = data_url
+        return link
 
 
 def _set_environment(bind: Bind) -> None:

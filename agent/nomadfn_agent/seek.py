@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from .wire import VERSION, Join, encode
 from .wire.link import Link, LinkClosed, LinkRefused
@@ -99,6 +99,8 @@ class Seeker:
         self._wake = wake
         self._last = ""
         """The address that was good last."""
+        self._lost = ""
+        """The data address of the leader that it was joined to last."""
         self._failures = 0
         self._joined_at = 0.0
         self._thread: threading.Thread | None = None
@@ -126,6 +128,7 @@ class Seeker:
 
     def _seek(self, containers: list[str]) -> None:
         begin, quiet_s = time.monotonic(), QUIET_S
+        lost = ""  # At first the same leader may be there still.
         while True:
             if self._failures:
                 longest = min(MAX_DELAY_S, FIRST_DELAY_S * DELAY_GROWTH ** min(self._failures, 64))
@@ -133,7 +136,7 @@ class Seeker:
             why: dict[str, str] = {}
             for url in sorted(self._urls, key=lambda one: one != self._last):
                 try:
-                    self._found = self._join(url, containers)
+                    self._found = self._join(url, lost, containers)
                 except (*REASONS, LookupError) as error:
                     why[url] = str(error) or type(error).__name__
                     continue
@@ -141,13 +144,14 @@ class Seeker:
                 os.write(self._wake, b"\0")
                 return
             self._failures += 1
+            lost = self._lost
             if time.monotonic() - begin > quiet_s:
                 quiet_s += min(MAX_QUIET_S, quiet_s)
                 say("still looks for the control service that leads: " + "; ".join(f"{u}: {w}" for u, w in why.items()))
 
-    def _join(self, url: str, containers: list[str]) -> tuple[Link, list[bytes]]:
+    def _join(self, url: str, lost: str, containers: list[str]) -> tuple[Link, list[bytes]]:
         """Join the leader that `url` names. Raises one of REASONS."""
-        data_url = url if url.startswith("ws:") else ask_leader(url)
+        data_url = url if url.startswith("ws:") else ask_leader(url, lost)
         place = self._place
         link = Link.connect(data_url, place.bearer(), ASK_S)
         try:
@@ -158,19 +162,23 @@ class Seeker:
         except BaseException:
             link.close()
             raise
+        self._lost = data_url
         say(f"joined the control service at {data_url}")
         return link, messages
 
 
-def ask_leader(url: str) -> str:
-    """The data address of the control service that leads, as the one at `url` knows it. Raises one of REASONS."""
+def ask_leader(url: str, lost: str = "") -> str:
+    """The data address of the control service that leads, as the one at `url` knows it. Raises one of REASONS.
+
+    Where that is none, or only the leader that was `lost`, it answers as soon as there is another one, or in a moment.
+    """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("this is no address such as http://10.0.0.1:8700")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname, parts.port, timeout=ASK_S)
     try:
-        connection.request("GET", parts.path.rstrip("/") + "/v1/leader")
+        connection.request("GET", parts.path.rstrip("/") + "/v1/leader" + (f"?unlike={quote(lost)}" if lost else ""))
         response = connection.getresponse()
         text = response.read(MAX_ANSWER_BYTES).decode(errors="replace")
         if response.status != http.HTTPStatus.OK:

@@ -22,6 +22,7 @@ import requests
 from consul.callback import CB
 from consul.exceptions import ACLPermissionDenied, BadRequest, ClientError, ConsulException, NotFound
 
+from nomadfn.adapters.faults import innermost, speaks_tls, tls_hint
 from nomadfn.exception import InvalidError, ServiceError
 
 VALUE_BYTES = 350 * 1024
@@ -355,14 +356,23 @@ class ConsulStore:
         except ConsulException as error:
             text = str(error)
             if isinstance(error, ClientError | BadRequest) and not text.startswith("429"):
-                raise ServiceError(f"Consul at {self.address} refused to {what}: {text}") from error
+                hint = ". Write https:// into CONSUL_HTTP_ADDR" if speaks_tls(text) else ""
+                raise ServiceError(f"Consul at {self.address} refused to {what}: {text.strip()}{hint}") from error
+            if "Missing index header" in text:
+                raise ServiceError(f"What answers at {self.address} is no Consul. Check CONSUL_HTTP_ADDR.") from error
             raise ConsulUnreachableError(
                 f"Consul at {self.address} could not {what}: {text}. Check that its servers have a leader "
                 "(`consul operator raft list-peers`)."
             ) from error
         except requests.RequestException as error:
+            hint = tls_hint(error, "CONSUL") or "check that it runs, and CONSUL_HTTP_ADDR"
             raise ConsulUnreachableError(
-                f"Consul at {self.address} did not answer ({_reason(error)}). Check that it runs, and CONSUL_HTTP_ADDR."
+                f"Consul at {self.address} did not answer ({innermost(error)}); {hint}."
+            ) from error
+        except OSError as error:  # a file of certificates that is not there
+            raise ServiceError(
+                f"Consul at {self.address} cannot be asked: {error}. Correct CONSUL_CACERT, CONSUL_CLIENT_CERT and "
+                "CONSUL_CLIENT_KEY."
             ) from error
 
     def _denied(self, what: str, right: str, text: str) -> ConsulDeniedError:
@@ -425,14 +435,3 @@ def _blocking(index: int, wait_s: float) -> dict[str, Any]:
 
 def _duration(seconds: float) -> str:
     return f"{round(seconds * 1000)}ms"
-
-
-def _reason(error: requests.RequestException) -> str:
-    """The innermost reason; what stands around it speaks of pools and retries."""
-    cause: BaseException | None = error
-    text = type(error).__name__
-    while cause is not None:
-        text = str(cause).rpartition(": ")[2] or text
-        inside = (getattr(cause, "reason", None), *cause.args)
-        cause = next((one for one in inside if isinstance(one, BaseException)), None)
-    return text

@@ -42,7 +42,13 @@ RESTART_WINDOW_S = 60.0
 """A warm parent that ends more often than MAX_RESTARTS in this time is not started again."""
 GONE_TIMEOUT_S = 5.0
 """The longest wait for processes that were killed, before the adapter goes on without them."""
-PRIVATE_VARIABLES = ("NOMADFN_TOKEN", "NOMADFN_CONTAINER_ID", "NOMADFN_DATA_URL", "NOMADFN_HTTP_URL")
+PRIVATE_VARIABLES = (
+    "NOMADFN_TOKEN",
+    "NOMADFN_METRICS_TOKEN",
+    "NOMADFN_CONTAINER_ID",
+    "NOMADFN_DATA_URL",
+    "NOMADFN_HTTP_URL",
+)
 """What the control service's own environment may hold and no container may inherit."""
 
 PRELOADED = ("nomadfn.sdk.app", "nomadfn.exception")

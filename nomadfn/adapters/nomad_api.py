@@ -29,6 +29,8 @@ from nomadfn.exception import (
     ServiceError,
 )
 
+from .faults import innermost, speaks_tls, tls_hint
+
 DEFAULT_URL = "http://127.0.0.1:4646"
 TIMEOUT_S = 10.0
 STREAM_TIMEOUT_S = 30.0
@@ -98,8 +100,22 @@ class NomadApi:
 
     def version(self) -> tuple[int, int, int]:
         """Of the agent that answers."""
-        text = self._ask(lambda client: client.agent.get_agent())["config"]["Version"]["Version"]
-        return _version(text)
+        try:
+            return _version(self._ask(lambda client: client.agent.get_agent())["config"]["Version"]["Version"])
+        except (KeyError, TypeError, NotFoundError):
+            raise ServiceError(f"what answers at {self.address.url} is no Nomad; check NOMAD_ADDR") from None
+
+    def knows_token(self) -> bool:
+        """Whether there is such a token at all; every token may read itself."""
+        if not self.address.token:
+            return True
+        try:
+            self._ask(lambda client: client.acl.get_self_token())
+        except (NotFoundError, PermissionDeniedError):
+            return False
+        except ServiceError as error:
+            return not any(words in str(error) for words in ("lookup failed", "parse signed token"))
+        return True
 
     def max_kill_timeout_s(self) -> float | None:
         """The cap of the client that the agent that answers is; None where it is none."""
@@ -235,19 +251,26 @@ class NomadApi:
         except URLNotFoundNomadException as error:
             raise NotFoundError(f"Nomad at {self.address.url} has no such thing: {_body(error)}") from None
         except URLNotAuthorizedNomadException as error:
-            raise PermissionDeniedError(
-                f"Nomad at {self.address.url} does not allow this in the namespace {self.address.namespace}: "
-                f"{_body(error)}; check the policy of the token in NOMAD_TOKEN"
-            ) from None
-        except (BaseNomadException, requests.RequestException, ValueError) as error:
+            raise PermissionDeniedError(self._denied(_body(error))) from None
+        except (BaseNomadException, OSError, ValueError) as error:
             text = _body(error)
             if DEPLOYMENT_TEXT in text:
                 raise ConflictError(f"Nomad does not scale the job while a deployment of it runs ({text})") from None
             if isinstance(error, BaseNomadException) and isinstance(error.nomad_resp, requests.Response):
-                raise ServiceError(f"Nomad at {self.address.url} refused: {text}") from None
-            raise ServiceError(
-                f"Nomad at {self.address.url} cannot be reached ({text}); check NOMAD_ADDR and that Nomad runs"
-            ) from None
+                hint = "; write https:// into the address" if speaks_tls(text) else ""
+                raise ServiceError(f"Nomad at {self.address.url} refused: {text}{hint}") from None
+            hint = tls_hint(getattr(error, "nomad_resp", error), "NOMAD") or "check NOMAD_ADDR and that Nomad runs"
+            if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+                hint = "correct NOMAD_CACERT, NOMAD_CLIENT_CERT and NOMAD_CLIENT_KEY"
+            raise ServiceError(f"Nomad at {self.address.url} cannot be reached ({text}); {hint}") from None
+
+    def _denied(self, text: str) -> str:
+        if not self.address.token:
+            return f"Nomad at {self.address.url} wants a token ({text}); set NOMAD_TOKEN"
+        return (
+            f"Nomad at {self.address.url} does not allow this in the namespace {self.address.namespace}: "
+            f"{text}; check the policy of the token in NOMAD_TOKEN"
+        )
 
 
 class EventStream:
@@ -290,5 +313,5 @@ def _version(text: str) -> tuple[int, int, int]:
 
 def _body(error: Exception) -> str:
     response = getattr(error, "nomad_resp", error)
-    text = response.text if isinstance(response, requests.Response) else str(response)
+    text = response.text if isinstance(response, requests.Response) else innermost(response)
     return text.strip()[:MAX_MESSAGE_CHARS] or type(error).__name__

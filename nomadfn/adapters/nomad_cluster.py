@@ -127,10 +127,12 @@ class NomadCluster:
         """Find what an earlier leader has left and begin to watch. Raises one of nomadfn's errors."""
         self._listener = listener
         self._loop = asyncio.get_running_loop()
+        found = []
         for stub in await self.ask(self._api.jobs, jobspec.prefix(self._settings)):
             meta = stub.get("Meta") or {}
             if meta.get("nomadfn") == self._settings.cluster and not stub.get("Stop"):
-                await self._find(stub["ID"], meta)
+                found.append(self._find(stub["ID"], meta))
+        await asyncio.gather(*found)
         await self._watch.open()
 
     async def _find(self, job_id: str, meta: dict[str, str]) -> None:
@@ -281,7 +283,11 @@ class NomadCluster:
         alloc = seat.alloc
         if alloc.seat is seat:
             alloc.seat = None
-            if alloc.id in seat.job.allocs and not self._left:
+            if alloc.id not in seat.job.allocs or self._left:
+                return
+            if nomad_words.has_ended(alloc.record):
+                self.observe(alloc.record)  # Nomad has lost its node, and now it is out of our sight, too.
+            else:
                 alloc.away = self._loop.call_later(AWAY_S, self._on_away, seat.job, alloc)
 
     def _on_away(self, job: Job, alloc: Alloc) -> None:
@@ -305,7 +311,7 @@ class NomadCluster:
             alloc = Alloc(record["ID"], index, record)
         alloc.record = record
         room = job.rooms.get(index)
-        if nomad_words.has_ended(record):
+        if job.has_lost(alloc):
             self._forget(job, alloc)
         else:
             job.allocs[alloc.id] = alloc
@@ -323,7 +329,7 @@ class NomadCluster:
     def _follow(self, job: Job, room: Room, alloc: Alloc, restarts_before: int) -> None:
         """What the news of an allocation means for the container in its room."""
         record = alloc.record
-        ended = nomad_words.has_ended(record)
+        ended = job.has_lost(alloc)
         failed = ended and record["ClientStatus"] != "complete" and not nomad_words.is_leaving(record)
         again = nomad_words.restarts(record) > restarts_before
         waits = not room.alloc and job.serving(room.index) in (None, alloc) and record["ModifyIndex"] > room.since_index
@@ -357,6 +363,9 @@ class NomadCluster:
     def _vacate(self, job: Job, room: Room) -> str:
         container = room.container
         self._places.pop(container, None)
+        alloc = job.allocs.get(room.alloc)
+        if alloc is not None and nomad_words.has_ended(alloc.record):
+            self._forget(job, alloc)
         room.clear(self._loop.time())
         self._clear_block(job)
         job.wake.set()

@@ -86,7 +86,11 @@ def _fitting(stubs: list[Json], settings: JobSettings, needs: Needs) -> Iterator
 def plan(api: NomadApi, settings: JobSettings, needs: Needs) -> str:
     """Nomad's own diff of a function's job against what is registered. Blocks; raises nomadfn's errors."""
     rendered = jobspec.render(needs, settings)
-    diff = api.plan(api.parse(rendered.hcl, rendered.variables))["Diff"]
+    job = api.parse(rendered.hcl, rendered.variables)
+    counts = api.counts(rendered.job_id) or {}  # Registering keeps them, and a plan would not.
+    for group in job["TaskGroups"]:
+        group["Count"] = counts.get(group["Name"], group["Count"])
+    diff = api.plan(job)["Diff"]
     lines = list(_lines(diff, f"job {rendered.job_id}", 0))
     return "\n".join(lines or [f"  job {rendered.job_id}: nothing changes"]) + "\n"
 

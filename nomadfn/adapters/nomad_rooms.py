@@ -115,6 +115,18 @@ class Job:
         there = [alloc for alloc in self.allocs.values() if alloc.index == index and alloc.serves]
         return max(there, key=lambda alloc: alloc.record["CreateIndex"], default=None)
 
+    def has_lost(self, alloc: Alloc) -> bool:
+        """Whether an allocation is no more, and with it what it runs.
+
+        Nomad gives allocations up when their node does not answer. What they run may well be alive: while the agent
+        of one is connected, it goes on with what it has.
+        """
+        if not nomad_words.has_ended(alloc.record):
+            return False
+        room = self.rooms.get(alloc.index)
+        is_used = room is not None and bool(room.container) and room.alloc == alloc.id
+        return not (is_used and alloc.seat is not None and alloc.record["ClientStatus"] == "lost")
+
     def waiting(self) -> Iterator[Room]:
         """Rooms whose container waits, and where there is no allocation yet that could take it."""
         return (room for room in self.rooms.values() if room.container and self.serving(room.index) is None)

@@ -125,6 +125,8 @@ def has_ended(alloc: Json) -> bool:
 
 def is_leaving(alloc: Json) -> str:
     """Why Nomad is about to end an allocation that still runs, in words; empty if it is not."""
+    if alloc["ClientStatus"] == "lost":
+        return "Nomad has lost sight of its node"
     if (alloc.get("DesiredTransition") or {}).get("Migrate"):
         return "its node is drained"
     if alloc["DesiredStatus"] == "evict":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -12,6 +13,8 @@ from nomadfn import exception
 from nomadfn.sdk import service
 
 TIMEOUT_S = 30.0
+TAKEOVER_S = 10.0
+PAUSE_S = 0.05
 
 
 class FunctionError(exception.Error):
@@ -25,9 +28,11 @@ class FunctionError(exception.Error):
 class ApiClient:
     """Asks one control service. Every method raises the errors of `nomadfn.exception`."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, handle: service.ServiceHandle | None = None) -> None:
+        """With `handle`, of a cluster, a leader that is gone is waited for: for the one that takes over from it."""
         self.url = url
         self._token = token
+        self._handle = handle
 
     def ask(self, method: str, path: str, body: Any = None, timeout_s: float = TIMEOUT_S) -> Any:
         """The answer's JSON. Raises what the service answered with, or ServiceError when it cannot be reached."""
@@ -64,6 +69,22 @@ class ApiClient:
     def _send(
         self, method: str, path: str, body: Any, timeout_s: float | None
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        end = time.monotonic() + TAKEOVER_S
+        while True:
+            try:
+                return self._try(method, path, body, timeout_s)
+            except ConnectionRefusedError as error:
+                if self._handle is None or self._handle.locate is None or time.monotonic() > end:
+                    raise self._unreachable(error) from error
+                if self._handle.refresh(patiently=True):
+                    self.url = self._handle.http_url
+                time.sleep(PAUSE_S)
+            except (OSError, http.client.HTTPException) as error:
+                raise self._unreachable(error) from error
+
+    def _try(
+        self, method: str, path: str, body: Any, timeout_s: float | None
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         parts = urlsplit(self.url)
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=timeout_s)
         headers = {"Content-Type": "application/json"} if body is not None else {}
@@ -72,9 +93,9 @@ class ApiClient:
         try:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             return connection, connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
+        except BaseException:
             connection.close()
-            raise self._unreachable(error) from error
+            raise
 
     def _unreachable(self, error: Exception) -> exception.ServiceError:
         return exception.ServiceError(
@@ -94,7 +115,7 @@ def staying() -> service.ServiceHandle:
 def connect() -> ApiClient:
     """The HTTP API of the profile's control service. Raises ServiceError when there is none."""
     found = staying()
-    return ApiClient(found.http_url, found.token)
+    return ApiClient(found.http_url, found.token, found)
 
 
 def path(*parts: str, **query: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -109,8 +110,9 @@ def _is_served(handle: ServiceHandle, app: str, name: str, told: dict[str, str])
     if not wanted:
         return True
     why = f"; {shown['blocked']}" if shown["blocked"] else ""
-    state = f"  {name}: {shown['containers']} of {wanted} containers, {shown['starting']} starting{why}"
+    count = Counter(one["state"] for one in shown["containers"])
+    state = f"  {name}: {count['ready']} of {wanted} containers, {count['starting']} starting{why}"
     if told.get(name) != state:
         told[name] = state
         output.note(state)
-    return bool(shown["containers"] >= wanted)
+    return int(wanted) <= count["ready"]

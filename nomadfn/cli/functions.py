@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from nomadfn.cli.api_client import ApiClient
 
 commands = typer.Typer(
     help="Functions: list, call, scale, explain.",
@@ -17,8 +20,9 @@ APP = typer.Argument(metavar="APP", help="Name of a deployed app, or an app's id
 NAME = typer.Argument(metavar="FUNCTION", help="Name of the function.")
 JSON = typer.Option(False, "--json", help="Print all of it as JSON.")
 EXIT_USER_ERROR = 1
-CALL_WAIT_S = 60
-RESULT_WAIT_S = 30
+CALL_WAIT_S = 2
+"""A call that takes longer says what keeps its function from the containers that it wants, if anything does."""
+RESULT_WAIT_S = 10
 MARGIN_S = 30.0
 """Beyond the time for which the service was asked to wait."""
 
@@ -74,8 +78,10 @@ def call_function(
     route = path("apps", app, "functions", name, "call", wait_s=CALL_WAIT_S)
     try:
         content = service.ask("POST", route, body, CALL_WAIT_S + MARGIN_S)
+        told = ""
         while "result" not in content:
             # The function is still at it; its own `timeout` is what ends this.
+            told = _tell_what_keeps_it(service, app, name, told)
             route = path("calls", content["call"], "result", wait_s=RESULT_WAIT_S)
             content = service.ask("GET", route, None, RESULT_WAIT_S + MARGIN_S)
     except FunctionError as error:
@@ -156,6 +162,17 @@ def explain_function(app: str = APP, name: str = NAME, as_json: bool = JSON) -> 
             [f"{output.duration(now - one['at'])} ago", one["count"], one["reason"]] for one in content["decisions"]
         ]
         output.print_table(("decided", "count", "reason"), rows, "")
+
+
+def _tell_what_keeps_it(service: ApiClient, app: str, name: str, told: str) -> str:
+    """Print it once; returns it."""
+    from nomadfn.cli import output
+    from nomadfn.cli.api_client import path
+
+    why = str(service.ask("GET", path("apps", app, "functions", name))["blocked"])
+    if why and why != told:
+        output.note(f"{name} waits: {why}")
+    return why
 
 
 def _value(text: str) -> Any:

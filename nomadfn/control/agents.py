@@ -7,6 +7,7 @@ allocation, or the job, that the credential names.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +20,10 @@ from nomadfn.exception import AuthError, Error
 if TYPE_CHECKING:
     from nomadfn.control.connections import Connection
     from nomadfn.control.service import Service
+
+
+SILENT_S = 6.0
+"""An agent that sends no ping for so long is cut off, or its machine has no power: its connection does not count."""
 
 
 class Seat(Protocol):
@@ -51,6 +56,11 @@ class Agents:
         self._by_alloc: dict[str, Connection] = {}
         self._joining: set[asyncio.Task[None]] = set()
         self._urls: list[str] = []
+
+    @property
+    def count(self) -> int:
+        """Agents that are connected."""
+        return len(self._seats)
 
     def open(self, attach: Attach, verify: Verify) -> None:
         """Take agents in from now on."""
@@ -89,6 +99,17 @@ class Agents:
         if former is not None:
             former.close("the agent has joined anew")
         connection.send(self._joined())
+        self._look_after(connection)
+
+    def _look_after(self, connection: Connection) -> None:
+        """Nobody closes the connection of a machine that is gone."""
+        if connection.closed:
+            return
+        if time.monotonic() - connection.heard_at > SILENT_S:
+            self._service.log(f"the agent of allocation {connection.id} has said nothing for {SILENT_S:.0f} s")
+            connection.abandon()
+        else:
+            self._service.loop.call_later(SILENT_S / 2, self._look_after, connection)
 
     async def _admit(self, connection: Connection, join: wire.Join) -> Seat:
         assert self._attach is not None

@@ -30,6 +30,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from nomadfn import exception
 from nomadfn.control.agent_bundle import Bundles
 from nomadfn.control.http_server import ApiServer, serve_api
+from nomadfn.control.metrics import MEDIA_TYPE
 
 __all__ = ["ApiServer", "Service", "create_api", "serve_api"]
 
@@ -42,8 +43,10 @@ TAIL_DEFAULT = 100
 TAIL_MAX = 10_000
 BLOB_CHUNK_BYTES = 1024 * 1024
 BUNDLE_PATH = "/v1/agent/nomadfn-agent.pyz"
-OPEN_PATHS = frozenset(("/healthz", "/v1/leader", BUNDLE_PATH))
-"""What needs no token: there is nothing secret in it, and Nomad fetches the agent without one."""
+METRICS_PATH = "/metrics"
+OPEN_PATHS = frozenset(("/healthz", "/v1/leader", BUNDLE_PATH, METRICS_PATH))
+"""What needs no token, since there is nothing secret in it and Nomad fetches the agent without one, and `/metrics`,
+which asks for one of its own."""
 
 STATUS_CODES: dict[type[exception.Error], int] = {
     exception.InvalidError: 400,
@@ -81,6 +84,14 @@ class Service(Protocol):
 
     def leader(self) -> dict[str, Any]: ...
 
+    def trouble(self) -> str:
+        """Why it is not healthy, in words; empty while it is."""
+        ...
+
+    async def metrics(self, bearer: str | None) -> bytes:
+        """The page `/metrics`, for who holds a token that is good for it."""
+        ...
+
     async def read_code(self, name: str, identity: Any) -> bytes: ...
 
     def follow_logs(self, app: str, tail: int) -> AsyncGenerator[dict[str, Any]]:
@@ -101,6 +112,7 @@ def create_api(service: Service, *, blobs: str = "", max_body_bytes: int = MAX_B
     return Starlette(
         routes=[
             Route("/healthz", api.health),
+            Route(METRICS_PATH, api.metrics),
             Route("/v1/leader", api.leader),
             agent_bundle_route(),
             Route("/v1/blobs/{name}", api.read_code),
@@ -136,7 +148,7 @@ def agent_bundle_route() -> Route:
         try:
             made = await bundles.offer(*asked)
         except exception.Error as error:
-            return _error_response(error)
+            return error_response(error)
         etag = f'"{made.digest}"'
         headers = {"ETag": etag, "Cache-Control": "no-cache"}
         if etag in request.headers.get("if-none-match", ""):
@@ -155,7 +167,13 @@ class _Api:
         self._max_body_bytes = max_body_bytes
 
     async def health(self, request: Request) -> Response:
-        return _json({"status": "ok"})
+        """503 where it leads and cannot do what it has to; what asks for it is a health check."""
+        trouble = self._service.trouble()
+        status = {"status": "failing", "reason": trouble} if trouble else {"status": "ok"}
+        return _json({**status, "role": "leader"}, 503 if trouble else 200)
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(await self._service.metrics(bearer_of(request)), media_type=MEDIA_TYPE)
 
     async def leader(self, request: Request) -> Response:
         return _json(self._service.leader())
@@ -342,14 +360,18 @@ class _TokenMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            scheme, _, token = Request(scope).headers.get("authorization", "").partition(" ")
-            bearer = token.strip() if scheme.lower() == "bearer" else None
             try:
-                scope.setdefault("state", {})["identity"] = self._service.identify(bearer or None)
+                scope.setdefault("state", {})["identity"] = self._service.identify(bearer_of(Request(scope)))
             except exception.Error as error:
-                await _error_response(error)(scope, receive, send)
+                await error_response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def bearer_of(request: Request) -> str | None:
+    """The token that came with a request."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return (token.strip() or None) if scheme.lower() == "bearer" else None
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
@@ -428,7 +450,7 @@ def _status_of(kind: type[BaseException]) -> int:
     return next((STATUS_CODES[base] for base in kind.__mro__ if base in STATUS_CODES), 500)
 
 
-def _error_response(error: exception.Error) -> Response:
+def error_response(error: exception.Error) -> Response:
     headers = {}
     if isinstance(error, exception.ResourceExhaustedError):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
@@ -439,7 +461,7 @@ def _error_response(error: exception.Error) -> Response:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, exception.Error)
-    return _error_response(error)
+    return error_response(error)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

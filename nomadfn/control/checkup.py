@@ -83,11 +83,14 @@ def _check_consul(profile: Profile) -> Iterator[Finding]:
 
 
 def _use_consul(store: ConsulStore, shard: Shard) -> None:
-    session = store.open_session("nomadfn doctor", 60.0)
+    """Raises what the first of them is refused with; the text names the rule that lacks."""
     key = f"{shard.prefix}doctor"
+    store.put(key, b"")
+    session = store.open_session("nomadfn doctor", 60.0)
     try:
-        if store.lock(key, b"", session):
-            store.transact([delete(key)])
+        store.lock(key, b"", session)
+        store.transact([delete(key)])
+        store.healthy_services()
     finally:
         store.end_session(session)
 
@@ -95,8 +98,16 @@ def _use_consul(store: ConsulStore, shard: Shard) -> None:
 def _reach_nomad(nomad: NomadApi) -> Iterator[Finding]:
     try:
         version = nomad.version()
-    except PermissionDeniedError as error:
-        yield Finding("Nomad", False, f'{error}; nomadfn reads the agent\'s version: agent {{ policy = "read" }}')
+    except (PermissionDeniedError, ServiceError) as error:
+        if not nomad.knows_token():
+            text = f"{nomad.address.url} does not know the token; set NOMAD_TOKEN to the SecretID of one that it has"
+            yield Finding("Nomad", False, text)
+            return
+        if not isinstance(error, PermissionDeniedError):
+            yield Finding("Nomad", False, str(error))
+            return
+        lacks = '; nomadfn reads the agent\'s version: agent { policy = "read" }' if nomad.address.token else ""
+        yield Finding("Nomad", False, f"{error}{lacks}")
         return
     except Error as error:
         yield Finding("Nomad", False, str(error))
@@ -113,7 +124,7 @@ def _check_nomad(profile: Profile, settings: Settings, nomad: NomadApi, probe: b
     address = nomad.address
     job = job_settings(profile, settings, nomad)
     yield _clock("Nomad", f"{address.url}/v1/status/leader", not address.skip_verify and (address.ca_path or True))
-    rights = _attempt("Nomad rights", lambda: _use_nomad(nomad, job), f"jobs in the namespace {job.namespace}")
+    rights = _rights(nomad, job, job.workload_identity)
     yield rights
     yield _kill_timeout(nomad, job)
     try:
@@ -128,10 +139,46 @@ def _check_nomad(profile: Profile, settings: Settings, nomad: NomadApi, probe: b
         yield _attempt("Python", lambda: _probe(nomad, job), "")
 
 
-def _use_nomad(nomad: NomadApi, job: JobSettings) -> None:
-    """Parse and plan a function's job, which asks for the right to submit it; nothing is registered."""
-    rendered = jobspec.render(Needs("doctor", "doctor"), job)
-    nomad.plan(nomad.parse(rendered.hcl, rendered.variables))
+def _rights(nomad: NomadApi, job: JobSettings, has_identities: bool) -> Finding:
+    """What the token may do, tried one by one on jobs that there are none of; nothing is registered.
+
+    `read-logs` is only known once a job has run: the probe says so.
+    """
+    absent = f"{jobspec.prefix(job)}doctor-of-nothing"
+
+    def plan() -> None:
+        rendered = jobspec.render(Needs("doctor", "doctor"), job)
+        nomad.plan(nomad.parse(rendered.hcl, rendered.variables))
+
+    def keep_variable() -> None:
+        path = f"nomad/jobs/{absent}"
+        nomad.put_variable(path, {"doctor": "was here"})
+        nomad.delete_variable(path)
+
+    tries: dict[str, Callable[[], Any]] = {
+        "list-jobs": lambda: nomad.jobs(absent),
+        "read-job": lambda: nomad.counts(absent),
+        "submit-job": plan,
+        "scale-job": lambda: nomad.scale(absent, "lane-0", 0, "doctor"),
+        "write and destroy on the variables nomad/jobs/*": keep_variable,
+    }
+    missing = []
+    for right, attempt in tries.items():
+        try:
+            attempt()
+        except NotFoundError:
+            pass  # It may be asked, and there is none of that name.
+        except PermissionDeniedError:
+            missing.append(right)
+        except (Error, ValueError) as error:
+            return Finding("Nomad rights", False, str(error))
+    where = f"in the namespace {job.namespace}"
+    if missing:
+        text = f"{where} the token in NOMAD_TOKEN lacks {', '.join(missing)}; add that to its policy (docs/cluster.md)"
+        only_variables = has_identities and missing == list(tries)[-1:]
+        note = "; `nomadfn up --nomad` needs it" if only_variables else ""
+        return Finding("Nomad rights", None if only_variables else False, text + note)
+    return Finding("Nomad rights", True, f"{', '.join(tries)}, {where}")
 
 
 def _kill_timeout(nomad: NomadApi, job: JobSettings) -> Finding:

@@ -74,9 +74,10 @@ async def serve(profile: Profile, settings: Settings, tell: Callable[[dict[str, 
         asyncio.get_running_loop().add_signal_handler(number, end, ended, None)
     http = bind(settings.host, settings.port, "port")
     http_url = url("http", settings.host, http.getsockname()[1])
-    front = Front()
+    tokens = Tokens(settings.token, derived=True, metrics=settings.metrics_token)
+    front = Front(tokens)
     server = await api.serve_api(front, http)
-    member = _Member(profile, settings, http_url, front, ended)
+    member = _Member(profile, settings, tokens, http_url, front, ended)
     try:
         await member.register()
         tell({"http_url": http_url, "target": str(profile)})
@@ -92,9 +93,12 @@ async def serve(profile: Profile, settings: Settings, tell: Callable[[dict[str, 
 class _Member:
     """One instance among the control services of a cluster."""
 
-    def __init__(self, profile: Profile, settings: Settings, http_url: str, front: Front, ended: Ended) -> None:
+    def __init__(
+        self, profile: Profile, settings: Settings, tokens: Tokens, http_url: str, front: Front, ended: Ended
+    ) -> None:
         self._profile = profile
         self._settings = settings
+        self._tokens = tokens
         self._http_url = http_url
         self._front = front
         self._ended = ended
@@ -148,24 +152,26 @@ class _Member:
             await in_thread(self._lease.release)
             return self._ended.result()
         try:
-            self._front.leader = {}
+            self._front.know({})
             return await self._lead(standing.result())
         finally:
             await in_thread(self._lease.release)
 
     def _on_leader(self, leader: Any | None) -> None:
         known = self._front.leader
-        self._front.leader = (
+        self._front.know(
             {} if leader is None else {"http_url": leader.http_url, "data_url": leader.data_url, "epoch": leader.epoch}
         )
         if leader is not None and self._front.leader != known:
             self._log(f"standing by at {self._http_url}; {leader.http_url or leader} leads, epoch {leader.epoch}")
 
     async def _lead(self, epoch: int) -> Exception | None:
-        nomad, job, identities = await in_thread(self._reach_nomad)
+        # Both at once: while nobody leads, everybody waits.
+        opened, reached = await asyncio.gather(self._open_journal(), in_thread(self._reach_nomad))
+        nomad, job, identities = reached
         cluster = NomadCluster(nomad, job, identities.token if isinstance(identities, JoinTokens) else None)
         registry = ConsulRegistry(self._store, self._shard, self._lease.hold)
-        service = await self._build(epoch, cluster, registry)
+        service = self._build(epoch, cluster, registry, *opened)
         listener = await self._listen(service)
         service.agents.open(door(cluster), identities.verify)
         Jobs(nomad, job, cluster).add_to(service.operations)
@@ -174,7 +180,7 @@ class _Member:
         on_overrides = service.operations.overrides.take
         registry.watch(PREFIX, lambda entries: self._soon(on_overrides, entries), on_fault=self._log)
         app = api.create_api(service, blobs=service.address.blobs, max_body_bytes=self._settings.max_body_bytes)
-        self._front.lead(app)
+        self._front.lead(app, service.leader())
         announce = partial(self._lease.announce, http_url=self._http_url, data_url=service.address.data_url)
         await in_thread(announce)
         self._log(f"leads at {self._http_url}, epoch {epoch}")
@@ -209,19 +215,35 @@ class _Member:
             return nomad, job, _Identities(address)
         return nomad, job, JoinTokens(self._settings.token)
 
-    async def _build(self, epoch: int, cluster: NomadCluster, registry: ConsulRegistry) -> Service:
-        """The service with everything that was accepted before."""
-        folder = Path(self._profile.blobs).expanduser() / self._profile.cluster / str(self._profile.shard)
+    @property
+    def _folder(self) -> Path:
+        """Where everything of this shard lies that is too large for Consul."""
+        return Path(self._profile.blobs).expanduser() / self._profile.cluster / str(self._profile.shard)
+
+    async def _open_journal(self) -> tuple[ConsulJournal, list[tuple[int, bytes]]]:
+        """The journal, and everything in it."""
         try:
-            await in_thread(partial(folder.mkdir, parents=True, exist_ok=True))
-            payloads, bodies = DirectoryBlobs(str(folder / "payloads")), DirectoryBlobs(str(folder / "journal"))
+            await in_thread(partial(self._folder.mkdir, parents=True, exist_ok=True))
+            bodies = DirectoryBlobs(str(self._folder / "journal"))
             opened = partial(ConsulJournal, self._store, self._lease.hold, blobs=bodies, on_delay=self._on_delay)
             journal = await in_thread(opened)
-            segments = await in_thread(lambda: list(journal.replay()))
+            return journal, await in_thread(lambda: list(journal.replay()))
         except ports.FencedError as error:
             raise SteppedDownError(f"stepping down: {error}") from None
         except (ports.JournalError, OSError) as error:
             raise StorageError(str(error)) from None
+
+    def _build(
+        self,
+        epoch: int,
+        cluster: NomadCluster,
+        registry: ConsulRegistry,
+        journal: ConsulJournal,
+        segments: list[tuple[int, bytes]],
+    ) -> Service:
+        """The service with everything that was accepted before."""
+        folder = self._folder
+        payloads = DirectoryBlobs(str(folder / "payloads"))
         address = Address(
             http_url=self._http_url,
             data_dir=f"Consul at {self._store.address}, {self._shard.prefix}, and {folder}",
@@ -236,8 +258,7 @@ class _Member:
             capacity_reason=cluster.capacity_reason,
             first_delivery=epoch * DELIVERIES_PER_EPOCH + 1,
         )
-        tokens = Tokens(self._settings.token, derived=True)
-        service = Service(core, cluster, registry, payloads, tokens, address, journal, self._on_fatal, PACE)
+        service = Service(core, cluster, registry, payloads, self._tokens, address, journal, self._on_fatal, PACE)
         address.started_at = service.now()
         bring_back(service, segments)
         return service

@@ -7,6 +7,7 @@ A connection says who it is in its upgrade request (the token) and in its first 
 from __future__ import annotations
 
 import asyncio
+import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,8 @@ class Connection(picows.WSListener):
         self.id = ""
         """The session, or the container."""
         self.closed = False
+        self.heard_at = time.monotonic()
+        """When the last ping came; agents send one every 2 s."""
         self.skipped = 0
         """Log lines that were not sent since the last one that was."""
         self._transport: picows.WSTransport | None = None
@@ -56,6 +59,9 @@ class Connection(picows.WSListener):
         if frame.msg_type == picows.WSMsgType.CLOSE:
             self.close()
             return
+        if frame.msg_type == picows.WSMsgType.PING:
+            self.heard_at = time.monotonic()
+            transport.send_pong(frame.get_payload_as_bytes())
         if frame.msg_type != picows.WSMsgType.BINARY:
             return
         data = frame.get_payload_as_memoryview()
@@ -117,6 +123,11 @@ class Connection(picows.WSListener):
                 self._transport.send_close(picows.WSCloseCode.GOING_AWAY, _shortened(why))
             self._transport.disconnect()
 
+    def abandon(self) -> None:
+        """End it at once, for an other side that is not there to see it end."""
+        if self._transport is not None and not self.closed:
+            self._transport.disconnect(graceful=False)
+
 
 def _shortened(reason: str) -> bytes:
     """A close frame holds CLOSE_REASON_BYTES: of a longer reason the middle is left out, which mostly is a path."""
@@ -150,6 +161,7 @@ async def listen(service: Service, host: str, port: int) -> asyncio.Server:
         host,
         port,
         max_frame_size=FRAME_MAX_BYTES,
+        enable_auto_pong=False,
         websocket_handshake_timeout=HELLO_TIMEOUT_S,
         logger_name="nomadfn",
         read_buffer_init_size=256 * 1024,

@@ -6,6 +6,7 @@ Everything that comes in while one segment is written goes into the next. The ev
 from __future__ import annotations
 
 import asyncio
+import bisect
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ from nomadfn.ports import Journal, JournalError
 SEGMENT_RECORDS = 20_000
 SLICE_S = 0.005
 """How long the service does nothing else while a snapshot is taken, at a time."""
+STALLED_S = 5.0
+"""A write that takes longer than this is told to whoever asks for the service's health."""
+APPEND_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 COMPACT_GROWTH = 3
 """The journal is compacted when it holds so many times what is still of use."""
 
@@ -74,7 +78,13 @@ class DurableWriter:
         self._snapshot_covers = 0
         """The last segment that the snapshot which is being taken stands for."""
         self._compact_at = pace.compact_at(0)
-        self._last_segment = 0
+        self.last_segment = 0
+        """The number of the last segment written by this process."""
+        self.append_counts = [0] * (len(APPEND_BOUNDS_S) + 1)
+        """Appends that took up to each of `APPEND_BOUNDS_S`, and those that took longer."""
+        self.append_s = 0.0
+        """All of them together."""
+        self._writing_since: float | None = None
         self._segments = 0
         """Since the last compaction, or the start."""
         self.size_bytes = journal.size_bytes()
@@ -97,6 +107,13 @@ class DurableWriter:
         if self.size_bytes < self._compact_at:
             return False
         return pace.room_bytes is not None or self.size_bytes >= COMPACT_GROWTH * live_bytes
+
+    @property
+    def trouble(self) -> str:
+        """Why what has to be durable is not, in words; empty while all is well."""
+        since = self._writing_since
+        waited_s = 0.0 if since is None else time.monotonic() - since
+        return f"the journal has been waiting for a write for {waited_s:.0f} s" if waited_s > STALLED_S else ""
 
     async def compact(self, snapshot: Iterator[records.Record]) -> None:
         """Replace all that was written so far by `snapshot`.
@@ -163,7 +180,7 @@ class DurableWriter:
                 self._write(segment, number)
                 segment, size_bytes = [], 0
             if isinstance(one, _SnapshotBegins):
-                self._snapshot_covers = self._last_segment
+                self._snapshot_covers = self.last_segment
             elif isinstance(one, _Snapshot):
                 self._replace(one)
         if segment:
@@ -171,7 +188,13 @@ class DurableWriter:
         return bool(queue)
 
     def _write(self, segment: list[records.Record], number: int) -> None:
-        self._last_segment = self._journal.append(records.encode_segment(segment))
+        body = records.encode_segment(segment)
+        self._writing_since = start = time.monotonic()
+        self.last_segment = self._journal.append(body)
+        self._writing_since = None
+        took_s = time.monotonic() - start
+        self.append_counts[bisect.bisect_left(APPEND_BOUNDS_S, took_s)] += 1
+        self.append_s += took_s
         self._segments += 1
         self.size_bytes = self._journal.size_bytes()
         self._on_durable(number)

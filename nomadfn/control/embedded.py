@@ -126,7 +126,8 @@ def _build(
     core = Core(
         settings.limits, epoch=storage.epoch, capacity=cluster.capacity, capacity_reason=cluster.capacity_reason
     )
-    good = tokens.Tokens(settings.token or tokens.load_or_create(folder / "token"))
+    owner = settings.token or tokens.load_or_create(folder / "token")
+    good = tokens.Tokens(owner, metrics=settings.metrics_token)
     service = Service(
         core,
         cluster,

@@ -26,6 +26,7 @@ from nomadfn.control.connections import Connection
 from nomadfn.control.containers import Containers
 from nomadfn.control.durable import DurableWriter, Pace
 from nomadfn.control.logs import LogBook
+from nomadfn.control.metrics import render, sample
 from nomadfn.control.operations import Operations
 from nomadfn.control.sweep import sweep_blobs
 from nomadfn.control.tokens import Identity, Tokens
@@ -39,7 +40,7 @@ from nomadfn.exception import Error, InvalidError, NotFoundError, ResourceExhaus
 TICK_RETRY_S = 0.25
 RECOVER_S = 5.0
 """How long a new leader waits for the containers that the one before has left, before it hands out inputs."""
-RECOVER_POLL_S = 0.02
+RECOVER_POLL_S = 0.01
 LOCAL_SESSION = "se-http"
 """The session of calls that come over HTTP; it is always there."""
 
@@ -463,6 +464,14 @@ class Service:
     async def perform(self, operation: str, body: dict[str, Any], identity: Identity) -> Any:
         """One operation for somebody who is not on a websocket."""
         return await self.operations.perform(operation, body, identity, "")
+
+    def trouble(self) -> str:
+        """Why this service is not healthy, in words; empty while it is."""
+        return self.writer.trouble
+
+    async def metrics(self, bearer: str | None) -> bytes:
+        self.tokens.require_scraper(bearer)
+        return await asyncio.to_thread(render, sample(self))
 
     def leader(self) -> dict[str, Any]:
         """Where agents and clients find the control service that leads: this one."""

@@ -3,7 +3,8 @@
 One name everywhere. `capacity` is `capacity = 4` under `[control]` in the file, `NOMADFN_CAPACITY=4` in the
 environment and `--capacity 4` as a flag; `limits.pending_inputs` stands under `[limits]`, and is
 `NOMADFN_LIMITS_PENDING_INPUTS` in the environment. A wrong value is refused with its source and what is accepted.
-The token is never in the file nor a flag: `NOMADFN_TOKEN`, or the file `token` in the data folder. The data folder
+The token is never in the file nor a flag: `NOMADFN_TOKEN`, or the file `token` in the data folder, and
+`NOMADFN_METRICS_TOKEN` for who reads `/metrics`. The data folder
 itself is not in the file either, because programs look for the service there without reading the file.
 
 A cluster's profile has the same settings in tables of its own, `[profiles.NAME.control]` and `.limits`, and beside
@@ -50,6 +51,8 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     token: str = field(default="", repr=False)
     """From NOMADFN_TOKEN; empty: the one in the data folder, made when there is none."""
+    metrics_token: str = field(default="", repr=False)
+    """From NOMADFN_METRICS_TOKEN: good for reading `/metrics` alone. Empty: the owner's token is needed for it."""
     job: Mapping[str, Any] = field(default_factory=dict)
     """What a profile says of its functions' jobs; see `adapters.jobspec.JobSettings`. Empty on one machine."""
     control_job: Mapping[str, Any] = field(default_factory=dict)
@@ -89,7 +92,14 @@ def load_settings(
     job, control_job = _taken(values, "job"), _taken(values, "control_job")
     limits = _taken(values, "limits")
     values.setdefault("data_dir", default_data_dir())
-    settings = Settings(**values, limits=Limits(**limits), token=_token(environ), job=job, control_job=control_job)
+    settings = Settings(
+        **values,
+        limits=Limits(**limits),
+        token=_token(environ, "NOMADFN_TOKEN"),
+        metrics_token=_token(environ, "NOMADFN_METRICS_TOKEN"),
+        job=job,
+        control_job=control_job,
+    )
     _check_together(settings)
     return settings
 
@@ -308,12 +318,13 @@ def _from_flags(flags: Mapping[str, Any]) -> Iterator[_Given]:
             yield _Given(name, value, f"--{name.replace('_', '-')}")
 
 
-def _token(environ: Mapping[str, str]) -> str:
-    token = environ.get("NOMADFN_TOKEN", "")
+def _token(environ: Mapping[str, str], variable: str) -> str:
+    token = environ.get(variable, "")
     if token and not TOKEN_PATTERN.fullmatch(token):
+        without = "one is made in the data folder" if variable == "NOMADFN_TOKEN" else "the owner's token is needed"
         raise InvalidError(
-            "NOMADFN_TOKEN is not a token: it starts with nf_ and has at least 16 letters, digits, - or _ behind it; "
-            "leave it unset and one is made in the data folder"
+            f"{variable} is not a token: it starts with nf_ and has at least 16 letters, digits, - or _ behind it; "
+            f"leave it unset and {without}"
         )
     return token
 

@@ -38,10 +38,14 @@ class Identity:
 
 
 class Tokens:
-    """The tokens that are good now. `derived` are the same at every control service with the same owner's token."""
+    """The tokens that are good now. `derived` are the same at every control service with the same owner's token.
 
-    def __init__(self, owner: str, *, derived: bool = False) -> None:
+    `metrics` is good for reading `/metrics` and nothing else.
+    """
+
+    def __init__(self, owner: str, *, derived: bool = False, metrics: str = "") -> None:
         self._owner = _digest(owner)
+        self._metrics = _digest(metrics) if metrics else b""
         # Derived slowly: containers see their tokens, and shall not be able to guess the owner's from one.
         self._key = hashlib.scrypt(owner.encode(), salt=SALT, n=2**14, r=8, p=1, dklen=32) if derived else b""
         self._containers: dict[bytes, Identity] = {}
@@ -62,6 +66,11 @@ class Tokens:
         digest = self._by_container.pop(container, None)
         if digest is not None:
             del self._containers[digest]
+
+    def require_scraper(self, bearer: str | None) -> None:
+        """Raises `AuthError` or `PermissionDeniedError` for who may not read `/metrics`."""
+        if not (bearer and self._metrics and hmac.compare_digest(_digest(bearer), self._metrics)):
+            self.identify(bearer).require_owner()
 
     def identify(self, bearer: str | None) -> Identity:
         """Raises `AuthError` when there is no token, or a wrong one."""

@@ -100,7 +100,7 @@ def _put_function(state: State, app: App, spec: wire.FunctionSpec, *, same_code:
     id = f"{app.id}/{spec.name}"
     function = app.functions.get(spec.name) or state.functions.get(id)
     if function is None:
-        function = Function(id, app.id, spec)
+        function = Function(id, app.id, spec, state.totals_of(app.name, spec.name))
         same = False
     else:
         old = msgspec.structs.replace(function.spec, autoscaler=spec.autoscaler)

@@ -11,7 +11,7 @@ from ..exception import NotFoundError, OutputExpiredError
 from . import limits, pool, records, takeover
 from .effects import Accept, DropBlob, Interrupt, Reject, SendResults, Visible
 from .model import COMMIT, COMMITTING, DONE, NO_DEADLINE, RUNNING, Batch, Call, Function, Input, Session
-from .state import INPUT_BYTES, Commit, State, drop_blob, failure, finish, note_waiting, release_call
+from .state import INPUT_BYTES, Commit, State, drop_blob, fail, note_waiting, release_call
 
 CANCELLED_TEXT = "the input was cancelled"
 REORDER_RETRY_S = 0.05
@@ -140,6 +140,7 @@ def take_durable(
     if sub.kind == wire.SPAWN:
         call.total = 1
     function.pending[1] += len(inputs)
+    function.totals.accepted += len(inputs)
     pool.enqueue(function, now, call, inputs)
     state.touch(function)
     return call
@@ -188,6 +189,7 @@ def _enqueue(
     for one in inputs:
         add(one)
     function.pending[0] += len(inputs)
+    function.totals.accepted += len(inputs)
     pool.enqueue(function, now, call, inputs)
     session = state.sessions[call.caller]
     if session.parent and (parent := state.containers.get(session.parent)) is not None:
@@ -263,8 +265,9 @@ def apply_cancel(state: State, now: float, call: Call, *, terminate: bool, text:
         container = holders.get(one.delivery) if one.state == RUNNING else None
         if container is not None:
             interrupted.setdefault(container, []).append(one.delivery)
-        finish(state, now, one, wire.FAILURE, failure("InputCancellation", text))
+        fail(state, now, one, "InputCancellation", text)
         count += 1
+    call.function.totals.cancelled += count
     call.cancelled = call.durable
     for id, deliveries in interrupted.items():
         if terminate:

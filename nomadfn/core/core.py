@@ -357,6 +357,8 @@ class Core:
         expiring = sorted((call.finished_at, call.id) for call in state.calls.values() if call.finished)
         state.expiring.clear()
         state.expiring.extend(expiring)
+        for totals in state.totals.values():
+            totals.reset()
 
     @property
     def live_bytes(self) -> int:

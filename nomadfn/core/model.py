@@ -281,6 +281,34 @@ class Container:
             table.clear()
 
 
+class Totals:
+    """What has come of a function's inputs since this control service leads; never less than before.
+
+    All apps of one name share it, so that it outlives the app of a single run.
+    """
+
+    __slots__ = ("accepted", "app", "cancelled", "failed", "function", "lost", "retried", "succeeded")
+
+    def __init__(self, app: str = "", function: str = "") -> None:
+        self.app = app
+        self.function = function
+        self.reset()
+
+    def reset(self) -> None:
+        self.accepted = self.succeeded = self.retried = 0
+        self.failed = 0
+        """Without a result, whatever the reason: cancelled ones are among them."""
+        self.cancelled = 0
+        self.lost = 0
+        """Attempts that ended with their container."""
+
+    def count(self, statuses: list[int], sign: int = 1) -> None:
+        """Add outputs by their statuses, all of a frame at once; with a `sign` of -1 take them off."""
+        good = statuses.count(wire.OK) + statuses.count(wire.OK | wire.REF)
+        self.succeeded += sign * good
+        self.failed += sign * (len(statuses) - good)
+
+
 class Function:
     """One function of one app: its definition, its queue, its pool and its figures."""
 
@@ -307,14 +335,16 @@ class Function:
         "roomy_heap",
         "running",
         "spec",
+        "totals",
         "unplaced",
         "wanted",
     )
 
-    def __init__(self, id: str, app: str, spec: wire.FunctionSpec) -> None:
+    def __init__(self, id: str, app: str, spec: wire.FunctionSpec, totals: Totals | None = None) -> None:
         self.id = id
         self.app = app
         self.spec = spec
+        self.totals = totals or Totals()
         self.revision = 1
         self.overrides: dict[str, Any] = {}
         self.queue: FunctionQueue[Input] = FunctionQueue()

@@ -32,7 +32,7 @@ from .model import (
     Function,
     Input,
 )
-from .state import STATUS_MASK, State, drop_blob, failure, finish, forget_claim, is_claim, is_live
+from .state import STATUS_MASK, State, drop_blob, fail, finish, forget_claim, is_claim, is_live
 
 AHEAD_S = 0.005
 AHEAD_MAX = 256
@@ -136,7 +136,7 @@ def _in_time(state: State, now: float, inputs: list[Input]) -> list[Input]:
     if not expired:
         return inputs
     for one in expired:
-        finish(state, now, one, wire.FAILURE, failure("TimeoutError", DEADLINE_TEXT))
+        fail(state, now, one, "TimeoutError", DEADLINE_TEXT)
     return [one for one in inputs if is_live(one)]
 
 
@@ -237,6 +237,7 @@ def take_outputs(
     function = container.function
     held = container.held
     policy = function.spec.retries
+    function.totals.count(statuses)
     done = _release(container, now, deliveries) if container.counts_slots else len(deliveries)
     if done:
         mean_s = run_ns / 1e9 / done
@@ -246,12 +247,14 @@ def take_outputs(
     for delivery, status, payload in zip(deliveries, statuses, payloads, strict=True):
         one = held.pop(delivery, None)
         if one is None or one.state != RUNNING or one.delivery != delivery:
+            function.totals.count([status], -1)
             # What an earlier leader has seen may be the result that it has kept: the sweep of blobs decides.
             if delivery >= state.first_delivery:
                 drop_blob(state, status, payload)
             continue
         if status & STATUS_MASK == wire.EXCEPTION and retries.may_retry(policy, one.retries + 1):
             drop_blob(state, status, payload)
+            function.totals.count([status], -1)
             retry_later(state, now, function, one)
             continue
         finish(state, now, one, status, payload)
@@ -273,6 +276,7 @@ def retry_later(state: State, now: float, function: Function, one: Input) -> Non
         forget_claim(state, one)
         return
     one.retries += 1
+    function.totals.retried += 1
     durable = one.call.durable
     function.running[durable] -= 1
     function.pending[durable] += 1
@@ -411,6 +415,7 @@ def _count_loss(
         again = "they run again, a batch by halves"
     text = f"container {container.index} was lost ({what}) with {count} input{'s'[: count != 1]}; {again}"
     state.effects.append(Notice(function.app, function.spec.name, text))
+    function.totals.lost += count
     for group in groups:
         for one in group:
             one.suspect = True
@@ -420,7 +425,7 @@ def _count_loss(
                     f"input {one.index} of {function.spec.name} lost its container {one.losses} times while it ran "
                     f"alone; last: {what}{_quote(tail)}"
                 )
-                finish(state, now, one, wire.FAILURE, failure("InternalFailure", text))
+                fail(state, now, one, "InternalFailure", text)
         requeue(state, now, function, group)
 
 
@@ -453,7 +458,7 @@ def _start_failed(state: State, now: float, function: Function, text: str) -> No
     state.effects.append(Notice(function.app, function.spec.name, message))
     for one in list(function.queue):
         if one.state in (PENDING, DELAYED):
-            finish(state, now, one, wire.FAILURE, failure("ExecutionError", message))
+            fail(state, now, one, "ExecutionError", message)
     function.queue.clear()
 
 

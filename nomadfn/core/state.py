@@ -28,12 +28,16 @@ from .model import (
     Function,
     Input,
     Session,
+    Totals,
 )
 from .records import Finished, Record
 
 INPUT_BYTES = 128
 """What an input takes in the journal beside its payload, at the most: a spawn's ids are among it."""
 STATUS_MASK = wire.REF - 1
+TOTALS_MAX = 1000
+OTHERS = "(others)"
+"""Functions beyond `TOTALS_MAX` are counted together under this name."""
 
 
 @dataclass(slots=True)
@@ -104,6 +108,16 @@ class State:
     claims: dict[tuple[str, int], Claim] = field(default_factory=dict)
     """By call and index."""
     early: dict[tuple[str, int], Early] = field(default_factory=dict)
+    totals: dict[tuple[str, str], Totals] = field(default_factory=dict)
+    """By the names of app and function; a bounded number, since anybody may run apps of new names."""
+
+    def totals_of(self, app: str, function: str) -> Totals:
+        key = (app, function)
+        if key not in self.totals and len(self.totals) >= TOTALS_MAX:
+            key = (OTHERS, OTHERS)
+        if key not in self.totals:
+            self.totals[key] = Totals(*key)
+        return self.totals[key]
 
     def touch(self, function: Function) -> None:
         if self.functions.get(function.id) is function:
@@ -144,8 +158,14 @@ def drop_blob(state: State, codec_or_status: int, payload: bytes) -> None:
         state.effects.append(DropBlob(payload))
 
 
+def fail(state: State, now: float, one: Input, error: str, message: str) -> None:
+    """End an input that gets no result from a container."""
+    one.call.function.totals.failed += 1
+    finish(state, now, one, wire.FAILURE, failure(error, message))
+
+
 def finish(state: State, now: float, one: Input, status: int, payload: bytes) -> None:
-    """Give an input its result. A durable one is shown once the journal has it."""
+    """Give an input its result. A durable one is shown once the journal has it. Who calls this counts it."""
     call = one.call
     function = call.function
     durable = call.kind >= wire.SPAWN
@@ -177,6 +197,7 @@ def finish(state: State, now: float, one: Input, status: int, payload: bytes) ->
         note_waiting(state, parent, -1)
     if is_claim(one):
         state.claims.pop((call.id, one.index), None)
+        function.totals.count([status], -1)  # It counts once its client is back.
         state.early[call.id, one.index] = Early(status, payload, now)
         return
     if session is None:

@@ -101,6 +101,7 @@ def settle_claims(state: State, now: float, inputs: list[Input]) -> None:
     for one in inputs:
         key = (one.call.id, one.index)
         if (early := state.early.pop(key, None)) is not None:
+            one.call.function.totals.count([early.status])
             finish(state, now, one, early.status, early.payload)
             continue
         claim = state.claims.pop(key, None)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from nomadfn_agent import wire
-
 from . import retries
 from .effects import Interrupt, Recall
 from .model import RUNNING, STARTING, Container, Function, Input
 from .pool import retry_later, start_failed, stop, stuck_after_s
-from .state import State, failure, finish
+from .state import State, fail
 
 INTERRUPTED_S = 5.0
 """How long a coroutine that ran over its timeout may take to end before its container is ended."""
@@ -71,7 +69,7 @@ def _time_out(state: State, now: float, container: Container, overdue: list[int]
         deliveries = [one for one, first in container.batch_of.items() if first in overdue]
     inputs = [container.held.pop(delivery) for delivery in deliveries if delivery in container.held]
     for one in inputs:
-        _fail(state, now, function, one)
+        _run_over(state, now, function, one)
     for delivery in deliveries:
         container.release(now, delivery)
     if not function.spec.is_async:
@@ -96,15 +94,15 @@ def _time_out_first(state: State, now: float, container: Container) -> None:
     for one in inputs[:1]:
         if one.state == RUNNING:
             container.held.pop(one.delivery)
-            _fail(state, now, container.function, one)
+            _run_over(state, now, container.function, one)
     stop(state, container, "timeout", grace_s=0.0)
 
 
-def _fail(state: State, now: float, function: Function, one: Input) -> None:
+def _run_over(state: State, now: float, function: Function, one: Input) -> None:
     if one.state != RUNNING:
         return None
     if retries.may_retry(function.spec.retries, one.retries + 1):
         return retry_later(state, now, function, one)
     text = f"{function.spec.name} ran longer than its timeout of {function.spec.timeout_s:g} s and was stopped"
-    finish(state, now, one, wire.FAILURE, failure("FunctionTimeoutError", text))
+    fail(state, now, one, "FunctionTimeoutError", text)
     return None

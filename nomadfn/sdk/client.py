@@ -294,13 +294,13 @@ class Client:
         deadline = time.monotonic() + RECONNECT_S
         pause_s = 0.02
         error: BaseException = lost
-        told = False
+        told = tried = False
         while not self._closing:
             if (obituary := self.handle.obituary()) is not None:
                 error = ServiceError(f"{obituary}\n  | {lost.reason}" if lost.reason else obituary)
                 break
             try:
-                if not self.handle.refresh():
+                if not self.handle.refresh(patiently=tried):
                     raise ServiceError("no control service runs now")
                 return self._resume()
             except AuthError as refused:
@@ -308,6 +308,7 @@ class Client:
                 break
             except (ServiceError, LinkClosed) as failed:
                 error = failed
+            tried = True
             if time.monotonic() >= deadline:
                 error = ServiceError(
                     f"the control service was lost ({lost}) and has not come back within {RECONNECT_S:.0f} s "

@@ -5,14 +5,17 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from nomadfn.exception import InvalidError, ServiceError
 from nomadfn.profiles import Profile
 
 ASK_S = 3.0
+WAIT_S = 1.0
+"""How long one look waits for another leader than the one that was lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +24,21 @@ class Leader:
     data_url: str
 
 
-def find_leader(profile: Profile, environ: Mapping[str, str] = os.environ) -> Leader | None:
-    """None where none leads, or none that serves yet. Raises `ServiceError` where nobody can be asked."""
-    return ask(profile.control_urls) if profile.control_urls else _look_up(profile, environ)
+def find_leader(profile: Profile, environ: Mapping[str, str] = os.environ, lost: str = "") -> Leader | None:
+    """None where none leads, or none that serves yet. Raises `ServiceError` where nobody can be asked.
+
+    Where that is none, or only the one that was `lost` (its data address), this waits a moment for another one.
+    """
+    return ask(profile.control_urls, lost) if profile.control_urls else _look_up(profile, environ, lost)
 
 
-def ask(urls: Sequence[str]) -> Leader | None:
+def ask(urls: Sequence[str], lost: str = "") -> Leader | None:
     """What the control services at these addresses say; the first that knows is believed."""
+    query = f"?unlike={quote(lost)}" if lost else ""
     faults = []
     for url in urls:
         try:
-            status, text = _get(f"{url.rstrip('/')}/v1/leader")
+            status, text = _get(f"{url.rstrip('/')}/v1/leader{query}")
             if status == 200:
                 content = json.loads(text)
                 return Leader(str(content["http_url"]), str(content["data_url"]))
@@ -47,14 +54,14 @@ def _get(url: str) -> tuple[int, bytes]:
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=ASK_S)
     try:
-        connection.request("GET", parts.path)
+        connection.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""))
         response = connection.getresponse()
         return response.status, response.read()
     finally:
         connection.close()
 
 
-def _look_up(profile: Profile, environ: Mapping[str, str]) -> Leader | None:
+def _look_up(profile: Profile, environ: Mapping[str, str], lost: str) -> Leader | None:
     try:
         from nomadfn.adapters import consul_discovery
         from nomadfn.adapters.consul_store import ConsulSettings, ConsulStore, Shard
@@ -65,8 +72,12 @@ def _look_up(profile: Profile, environ: Mapping[str, str]) -> Leader | None:
         ) from None
     chosen = {"CONSUL_HTTP_ADDR": profile.consul} if profile.consul else {}
     store = ConsulStore(ConsulSettings.from_environment({**environ, **chosen}))
+    shard = Shard(profile.cluster, profile.shard)
+    end = time.monotonic() + WAIT_S
     try:
-        found = consul_discovery.find_leader(store, Shard(profile.cluster, profile.shard))
+        found = consul_discovery.find_leader(store, shard)
+        while lost and (found is None or found.data_url in ("", lost)) and (left_s := end - time.monotonic()) > 0:
+            found = consul_discovery.wait_for_leader(store, shard, found, left_s)
     finally:
         store.close()
     return Leader(found.http_url, found.data_url) if found is not None and found.data_url else None

@@ -49,8 +49,8 @@ class ServiceHandle:
     target: str
     """The service in words, for the first line that a command prints."""
     process: subprocess.Popen[bytes] | None = None
-    locate: Callable[[], Leader | None] | None = field(default=None, repr=False)
-    """Where the leader of a cluster is now."""
+    locate: Callable[[str], Leader | None] | None = field(default=None, repr=False)
+    """Where the leader of a cluster is now; given the data address of one that was lost, waits a moment for another."""
     _finalizer: Any = field(default=None, repr=False)
 
     def close(self) -> None:
@@ -58,10 +58,13 @@ class ServiceHandle:
         if self._finalizer is not None:
             self._finalizer()
 
-    def refresh(self) -> bool:
-        """Read anew where the service listens, after it may have been restarted. False when none is there now."""
+    def refresh(self, *, patiently: bool = False) -> bool:
+        """Read anew where the service listens, after it may have been restarted. False when none is there now.
+
+        `patiently`: nobody is where it listened before, so on a cluster this waits a moment for another one.
+        """
         if self.locate is not None:
-            leader = self.locate()
+            leader = self.locate(self.data_url if patiently else "")
             if leader is not None:
                 self.data_url, self.http_url = leader.data_url, leader.http_url
             return leader is not None
@@ -113,7 +116,7 @@ def attach() -> ServiceHandle | None:
             private=False,
             data_dir=None,
             target="the control service of this container",
-            locate=(lambda: _leader().ask(context.control_urls())) if is_clustered else None,
+            locate=(lambda lost: _leader().ask(context.control_urls(), lost)) if is_clustered else None,
         )
     return find_staying()
 
@@ -140,7 +143,13 @@ def find_in_cluster(profile: Profile) -> ServiceHandle:
         )
     target = f"{profile}, led from {leader.http_url}"
     return ServiceHandle(
-        leader.data_url, leader.http_url, token, False, None, target, locate=lambda: _leader().find_leader(profile)
+        leader.data_url,
+        leader.http_url,
+        token,
+        False,
+        None,
+        target,
+        locate=lambda lost: _leader().find_leader(profile, lost=lost),
     )
 
 

@@ -61,7 +61,7 @@ class Control:
         self.data_url = f"ws://127.0.0.1:{self.port}/v1/connect"
 
     def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
-        if request.path == "/v1/leader":
+        if request.path.partition("?")[0] == "/v1/leader":
             if not self.leads:
                 return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "it stands by\n")
             body = json.dumps({"data_url": self.data_url, "epoch": 7}).encode()

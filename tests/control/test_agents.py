@@ -27,13 +27,14 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 from nomadfn_agent import wire
+from nomadfn_agent.join import PING_S
 from nomadfn_agent.wire.link import Link, LinkClosed, LinkRefused
 
 from nomadfn import ports
 from nomadfn.adapters.directory_blobs import DirectoryBlobs
 from nomadfn.adapters.local import describe_exit
 from nomadfn.adapters.memory import MemoryCluster, MemoryJournal, MemoryRegistry
-from nomadfn.control import api
+from nomadfn.control import agents, api
 from nomadfn.control.address import Address
 from nomadfn.control.connections import listen
 from nomadfn.control.join_tokens import JoinTokens
@@ -301,6 +302,27 @@ def test_a_second_connection_of_an_allocation_takes_the_first_ones_place(world: 
     assert world.on_loop(lambda: list(world.cluster.seats)) == ["1111"]
     first.close()
     second.close()
+
+
+def test_an_agent_that_sends_no_ping_any_more_is_let_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agents, "SILENT_S", 0.2)
+    link = join(world)
+    with pytest.raises(LinkClosed):
+        link.receive(WAIT_S)
+    eventually(lambda: not world.cluster.seats, "its seat is free")
+    link.close()
+
+
+def test_an_agent_that_does_ping_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agents, "SILENT_S", 3 * PING_S)
+    with world.agent() as process:
+        eventually(lambda: world.cluster.seats, "the agent is there")
+        [seat] = world.cluster.seats.values()
+        [connection] = world.on_loop(lambda: list(world.service.agents._seats))
+        first = connection.heard_at
+        eventually(lambda: connection.heard_at > first, "a ping has come")
+        assert list(world.cluster.seats.values()) == [seat]
+        assert process.poll() is None
 
 
 def join(world: World, job: str = "job-f", bearer: str = "", alloc: str = "1111", version: int = wire.VERSION) -> Link:

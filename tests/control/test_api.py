@@ -34,6 +34,7 @@ class TableService:
     def reset(self) -> None:
         self.answers: dict[str, Any] = {}
         self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.fault = ""
         self.cancelled = threading.Event()
         self.waiting = threading.Event()
         self.log_closed = threading.Event()
@@ -59,6 +60,13 @@ class TableService:
         if isinstance(answer, BaseException):
             raise answer
         return answer
+
+    def trouble(self) -> str:
+        return self.fault
+
+    async def metrics(self, bearer: str | None) -> bytes:
+        self.identify(bearer)
+        return b"nomadfn_leader 1.0\n"
 
     async def follow_logs(self, app: str, tail: int) -> AsyncGenerator[dict[str, Any]]:
         try:
@@ -145,11 +153,25 @@ def outcome(status: int, data: bytes, codec: int = wire.JSON) -> dict[str, Any]:
 
 
 def test_only_the_health_check_needs_no_token(client: Client) -> None:
-    assert client.ask("GET", "/healthz", token=None)[:2] == (200, {"status": "ok"})
+    assert client.ask("GET", "/healthz", token=None)[:2] == (200, {"status": "ok", "role": "leader"})
     status, content, headers = client.ask("GET", "/v1/status", token=None)
     assert (status, content["error"]["kind"], headers["WWW-Authenticate"]) == (401, "AuthError", "Bearer")
     assert client.error("GET", "/v1/status", token="nf_wrong")[0] == 401
     assert client.error("GET", "/no/such/path", token=None)[0] == 401
+
+
+def test_a_service_that_cannot_do_its_work_says_so_to_a_health_check(client: Client, service: TableService) -> None:
+    service.fault = "the journal has been waiting for a write for 9 s"
+    status, content, _ = client.ask("GET", "/healthz", token=None)
+    assert status == 503
+    assert content == {"status": "failing", "role": "leader", "reason": service.fault}
+
+
+def test_metrics_are_a_page_of_text_for_who_holds_a_token(client: Client) -> None:
+    status, page, headers = client.ask("GET", "/metrics")
+    assert (status, page) == (200, "nomadfn_leader 1.0\n")
+    assert headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert client.ask("GET", "/metrics", token=None)[0] == 401
 
 
 def test_reading_routes_pass_on_what_the_operation_gave(client: Client, service: TableService) -> None:

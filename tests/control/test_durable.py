@@ -158,3 +158,36 @@ def test_a_journal_with_little_room_is_compacted_whatever_is_of_use(pace: Pace) 
         told.wait(core.state.record_number)
     assert writer.wants_snapshot(core.live_bytes)
     writer.close()
+
+
+class StuckJournal(MemoryJournal):
+    """Its appends wait until they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def append(self, body: bytes) -> int:
+        self.begun.set()
+        assert self.go.wait(WAIT_S)
+        return super().append(body)
+
+
+def test_a_write_that_does_not_come_to_an_end_is_trouble_and_then_none_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(durable, "STALLED_S", 0.0)
+    told, journal, core = Told(), StuckJournal(), new_core()
+    writer = DurableWriter(journal, told.durable, told.failed)
+    writer.start()
+    assert writer.trouble == ""
+    spawn(core, 1)
+    writer.write(*core.take_records())
+    assert journal.begun.wait(WAIT_S)
+    assert "waiting for a write" in writer.trouble
+    journal.go.set()
+    told.wait(1)
+    assert writer.trouble == ""
+    assert sum(writer.append_counts) == 1
+    assert writer.append_s > 0
+    writer.close()

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from world import World, eventually
 
 WEB = """
@@ -42,9 +43,9 @@ WEB = """
 class Curl:
     """Asks the service of a world by curl, with its token."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, **env: str) -> None:
         self._world = world
-        self._url = world.up("--capacity", "3")["http_url"]
+        self.url = world.up("--capacity", "3", **env)["http_url"]
         self._token = (world.data / "token").read_text().strip()
 
     def __call__(self, method: str, path: str, *words: str, data: Any = None) -> tuple[int, Any, str]:
@@ -52,7 +53,7 @@ class Curl:
         body = [] if data is None else ["-d", data if isinstance(data, str) else json.dumps(data)]
         command = ["curl", "-sS", "--max-time", "40", "-D", "headers", "-w", "\n%{http_code}", "-X", method]
         done = self._world.execute(
-            *command, "-H", f"Authorization: Bearer {self._token}", *words, *body, self._url + path
+            *command, "-H", f"Authorization: Bearer {self._token}", *words, *body, self.url + path
         ).ok()
         text, code = done.out.rsplit("\n", 1)
         return int(code), json.loads(text), (self._world.folder / "headers").read_text().lower()
@@ -138,3 +139,27 @@ def test_over_a_limit_the_answer_says_when_to_come_again(world: World) -> None:
     assert (status, body["error"]["kind"]) == (429, "ResourceExhaustedError"), body
     assert "limits.pending_spawns" in body["error"]["message"]
     assert "\nretry-after: " in headers
+
+
+def test_prometheus_reads_what_became_of_the_inputs(world: World) -> None:
+    world.write("web.py", WEB)
+    scraper = f"nf_{'m' * 43}"
+    curl = Curl(world, NOMADFN_METRICS_TOKEN=scraper)
+    world.deploy("web.py")
+    assert curl("POST", "/v1/apps/web/functions/add/call", data={"args": [2]})[0] == 200
+    assert curl("POST", "/v1/apps/web/functions/fail/call")[0] == 500
+    assert curl("POST", "/v1/apps/web/functions/add/spawn", data={"args": [3]})[0] == 202
+    page = world.execute("curl", "-sf", f"{curl.url}/metrics", "-H", f"Authorization: Bearer {scraper}").ok().out
+    values = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+    finished = "nomadfn_inputs_finished_total"
+    assert values[finished, ("app", "web"), ("function", "fail"), ("outcome", "failed")] == 1
+    assert values[finished, ("app", "web"), ("function", "add"), ("outcome", "succeeded")] >= 1
+    assert values["nomadfn_journal_append_seconds_count",] >= 1
+    assert values["nomadfn_leader",] == 1
+    assert world.execute("curl", "-s", f"{curl.url}/metrics").out.count("AuthError") == 1
+    refused = world.execute("curl", "-s", f"{curl.url}/v1/status", "-H", f"Authorization: Bearer {scraper}")
+    assert refused.out.count("AuthError") == 1

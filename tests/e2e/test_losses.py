@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import sys
-import time
 
 from world import NOMADFN, World, eventually
 
@@ -209,6 +208,7 @@ def test_a_function_that_holds_the_gil_is_busy_and_not_lost(world: World) -> Non
 
         @app.function()
         def hold(seconds):
+            print("begun", flush=True)
             began = time.monotonic()
             ctypes.PyDLL(None).sleep(seconds)
             return time.monotonic() - began
@@ -218,10 +218,9 @@ def test_a_function_that_holds_the_gil_is_busy_and_not_lost(world: World) -> Non
             print(hold.remote(seconds) >= seconds)
         """,
     )
-    began = time.monotonic()
     done = world.nomadfn("run", "busy.py", "--seconds", 12).ok()
-    assert done.out == "True\n", done.report
-    assert time.monotonic() - began < 24, "it ran once"
+    assert done.out.splitlines()[-1] == "True", done.report
+    assert done.report.count("begun") == 1, done.report
     assert "lost" not in done.err, done.report
 
 
@@ -234,7 +233,7 @@ def test_a_timeout_really_stops_a_function_and_spares_its_siblings(world: World)
 
         app = nomadfn.App("hang")
 
-        @app.function(timeout=1)
+        @app.function(timeout=1, startup_timeout=60)
         def f(x):
             while x == 5:
                 try:

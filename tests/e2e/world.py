@@ -217,14 +217,16 @@ class World:
             pass
         self.all_gone()
 
+    def reached_at(self) -> tuple[str, str]:
+        """The HTTP API's address, and a token for it."""
+        record = json.loads((self.data / "service.json").read_text())
+        return record["http_url"], (self.data / "token").read_text().strip()
+
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """One request to the HTTP API of the service that is up; the answer's JSON."""
-        record = json.loads((self.data / "service.json").read_text())
-        token = (self.data / "token").read_text().strip()
+        http_url, token = self.reached_at()
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            record["http_url"] + path, data, {"Authorization": f"Bearer {token}"}, method=method
-        )
+        request = urllib.request.Request(http_url + path, data, {"Authorization": f"Bearer {token}"}, method=method)
         with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
             return json.loads(answer.read())
 

@@ -6,13 +6,13 @@ import json
 import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from consul_server import ConsulServer
 from nomad_double.server import NomadDouble
-from real_nomad import RealNomad
+from real_nomad import NomadAgents, RealNomad
 from world import NOMADFN, Running, World, eventually
 
 from nomadfn.adapters.nomad_api import NomadApi
@@ -21,12 +21,16 @@ from nomadfn.profiles import load_profile
 from nomadfn.sdk import leader
 
 START_S = 60.0
+ON_DOUBLE: dict[str, Any] = {"agent_args": ["-m", "nomadfn_agent"], "workload_identity": False}
+"""The double fetches no artifacts and signs nothing."""
 
 
 class ClusterWorld(World):
     """A `World` whose commands speak to a cluster."""
 
-    def __init__(self, folder: Path, nomad: RealNomad | NomadDouble, consul: ConsulServer, job: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, nomad: RealNomad | NomadAgents | NomadDouble, consul: ConsulServer, job: dict[str, Any]
+    ) -> None:
         super().__init__(folder)
         self.nomad = nomad
         self.consul = consul
@@ -74,6 +78,9 @@ class ClusterWorld(World):
     def _all_ended(self) -> bool:
         return all(one.ended for one in self.controls)
 
+    def reached_at(self) -> tuple[str, str]:
+        return self.led().http_url, self.env["NOMADFN_TOKEN"]
+
     def leading(self) -> Running:
         """The control service that leads."""
         url = self.led().http_url
@@ -112,7 +119,7 @@ class ClusterWorld(World):
                 control.wait()
             for job in api.jobs(self.name):
                 api.deregister(job["ID"])
-            if isinstance(self.nomad, RealNomad):  # The double ends what it has started when it is closed.
+            if not isinstance(self.nomad, NomadDouble):  # The double ends what it has started when it is closed.
                 eventually(lambda: not self._live(api), "all allocations have ended")
         finally:
             api.close()
@@ -125,10 +132,21 @@ class ClusterWorld(World):
 
 @contextmanager
 def made_in(
-    folder: Path, nomad: RealNomad | NomadDouble, consul: ConsulServer, job: dict[str, Any] | None = None
+    folder: Path, nomad: RealNomad | NomadAgents | NomadDouble, consul: ConsulServer, job: dict[str, Any] | None = None
 ) -> Iterator[ClusterWorld]:
     world = ClusterWorld(folder, nomad, consul, job or {})
     try:
         yield world
     finally:
         world.close()
+
+
+@contextmanager
+def made_on_double(folder: Path, consul: ConsulServer, job: dict[str, Any] | None = None) -> Iterator[ClusterWorld]:
+    """On a double of Nomad of its own."""
+    (folder / "double").mkdir()
+    with (
+        closing(NomadDouble(folder / "double")) as double,
+        made_in(folder, double, consul, ON_DOUBLE | (job or {})) as made,
+    ):
+        yield made

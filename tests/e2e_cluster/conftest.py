@@ -1,19 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import real_nomad
-from cluster_world import ClusterWorld, made_in
+from cluster_world import ClusterWorld, made_in, made_on_double
 from consul_server import ConsulServer, running_consul
-from nomad_double.server import NomadDouble
 from real_nomad import RealNomad
-
-ON_DOUBLE: dict[str, Any] = {"agent_args": ["-m", "nomadfn_agent"], "workload_identity": False}
-"""The double fetches no artifacts and signs nothing."""
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +39,5 @@ def any_world(request: pytest.FixtureRequest, tmp_path: Path, consul: ConsulServ
     if request.param == "real":
         yield request.getfixturevalue("world")
         return
-    folder = tmp_path / "double"
-    folder.mkdir()
-    with closing(NomadDouble(folder)) as double, made_in(tmp_path, double, consul, ON_DOUBLE) as made:
+    with made_on_double(tmp_path, consul) as made:
         yield made

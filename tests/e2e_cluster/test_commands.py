@@ -61,6 +61,7 @@ def test_a_gpu_that_no_node_has_is_told_to_who_waits_for_it(cluster: ClusterWorl
     done = cluster.nomadfn("deploy", "tools.py", timeout_s=120).ok()
     assert "embed wants 1 × L40S; no node has one" in done.err
     call = cluster.start("nomadfn", "function", "call", "tools", "embed", '"x"')
+    eventually(lambda: "embed waits: embed wants 1 × L40S; no node has one" in call.err, call)
     eventually(
         lambda: "embed wants 1 × L40S" in cluster.explain("tools", "embed")["blocked"], "why it waits is explained"
     )

@@ -14,14 +14,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nomad_double import jobs
+from nomadfn_agent import wire
 from real_nomad import RealNomad, find
 
 from nomadfn.adapters import jobspec
 from nomadfn.adapters.jobspec import JobSettings
 from nomadfn.adapters.nomad_api import NomadApi
 from nomadfn.adapters.nomad_plan import plan
+from nomadfn.control.containers import needs_for
 from nomadfn.exception import InvalidError, ServiceError
 from nomadfn.ports import Needs
+from nomadfn.sdk import gpu
 
 PLAIN = Needs(app="thumbs", function="embed")
 HOSTILE = (
@@ -61,8 +64,27 @@ def test_only_the_variables_differ_and_they_are_plain_json(wanted: Needs) -> Non
     assert rendered.hcl == plain.hcl == nomadfn_jobspecs.read("function.nomad.hcl")
     values = json.loads(rendered.variables)
     assert shape(values) == shape(json.loads(plain.variables))
+    assert shape(jobs.parse(values)) == shape(jobs.parse(json.loads(plain.variables)))
     assert (values["app"], values["function"]) == (wanted.app, wanted.function)
     assert re.fullmatch(r"[a-z0-9-]{1,128}", rendered.job_id)
+
+
+@given(texts)
+def test_a_gpu_string_is_a_name_that_is_known_or_is_refused(text: str) -> None:
+    for wanted in (text, f"T4:{text}", f"{text}:2", ["T4", text]):
+        try:
+            models = gpu.parse(wanted, "embed")
+        except InvalidError:
+            continue
+        for model in models:
+            assert re.fullmatch(r"[A-Za-z0-9-]+(:[0-9]{1,2})?", model)
+
+
+@given(st.dictionaries(texts, texts, max_size=4), texts, texts)
+def test_no_env_value_stands_in_a_job(env: dict[str, str], app: str, function: str) -> None:
+    spec = wire.FunctionSpec(name=function, module="m", qualname="f", env=env)
+    bare = wire.FunctionSpec(name=function, module="m", qualname="f")
+    assert jobspec.render(needs_for(app, spec), JobSettings()) == jobspec.render(needs_for(app, bare), JobSettings())
 
 
 def test_equal_needs_give_equal_bytes_and_every_part_of_a_spec_counts() -> None:

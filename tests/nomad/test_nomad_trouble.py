@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
+import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +20,7 @@ from nomadfn.adapters import nomad_cluster
 from nomadfn.adapters.nomad_api import NomadAddress, NomadApi
 from nomadfn.adapters.nomad_cluster import NomadCluster
 from nomadfn.exception import InvalidError, ServiceError
-from nomadfn.ports import ContainerEnded, ContainerStarted, PlacementBlocked
+from nomadfn.ports import ContainerEnded, ContainerLeaving, ContainerStarted, PlacementBlocked
 
 Run = Callable[[Callable[[Scene], Awaitable[None]]], None]
 L40S = dataclasses.replace(NEEDS, gpu=("L40S",), cpu_cores=None, memory_mib=None)
@@ -98,6 +100,30 @@ def test_containers_of_a_lost_node_are_lost_in_words(world: NomadWorld, run: Run
         await scene.until(ContainerStarted, "ct-2")
 
     run(scenario)
+
+
+def test_a_container_on_a_node_that_nomad_alone_has_lost_goes_on_and_gets_nothing_more(
+    world: NomadWorld, run: Run
+) -> None:
+    async def scenario(scene: Scene) -> None:
+        state = world.double.state
+        scene.cluster.start(world.placement("ct-1"))
+        await scene.until(ContainerStarted, "ct-1")
+        state.nodes.append(Node("node-2"))
+        state.lose(state.nodes[0], kill=False)
+        assert (await scene.until(ContainerLeaving, "ct-1")).what == "Nomad has lost sight of its node"
+        scene.cluster.start(world.placement("ct-2", 1))
+        await scene.until(ContainerStarted, "ct-2")
+        assert not scene.said(ContainerEnded, "ct-1")
+        [pid] = [one["pid"] for one in scene.door.hellos if one["lane"] == 0 and one["alloc"] in lost(world)]
+        os.kill(pid, signal.SIGKILL)
+        assert (await scene.until(ContainerEnded, "ct-1")).what == "its node node-1 was lost"
+
+    run(scenario)
+
+
+def lost(world: NomadWorld) -> set[str]:
+    return {id for id, alloc in world.double.state.allocs.items() if alloc["ClientStatus"] == "lost"}
 
 
 def test_an_agent_that_stays_away_is_lost_and_its_room_is_left_alone(

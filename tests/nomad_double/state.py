@@ -219,7 +219,6 @@ class State:
     def _run_once(self, alloc: Json, task: Json) -> int:
         state = alloc["TaskStates"]["agent"]
         task_folder = self.folder / f"{alloc['ID']}.task"
-        task_folder.mkdir(exist_ok=True)
         environment = {
             **os.environ,
             **task["Env"],
@@ -234,7 +233,8 @@ class State:
         command = [task["Config"]["command"], *task["Config"]["args"]]
         with self.changed:
             if alloc["DesiredStatus"] != "run" or self.closed:
-                return 0
+                return 0  # The test may be over, and its folder gone.
+            task_folder.mkdir(exist_ok=True)
             try:
                 with (self.folder / alloc["ID"]).open("ab") as log:
                     process = subprocess.Popen(
@@ -289,14 +289,15 @@ class State:
             node.eligible = True
             self.evaluate_all()
 
-    def lose(self, node: Node) -> None:
-        """The node is gone, and what ran on it."""
+    def lose(self, node: Node, kill: bool = True) -> None:
+        """The node is gone, and what ran on it; without `kill` only Nomad's agent there is."""
         with self.changed:
             node.lost = True
             for alloc in self._on(node):
                 alloc["ClientStatus"], alloc["DesiredStatus"] = "lost", "stop"
                 self._touch(alloc)
-                self._signal(alloc, signal.SIGKILL)
+                if kill:
+                    self._signal(alloc, signal.SIGKILL)
             self.evaluate_all()
 
     def _on(self, node: Node) -> list[Json]:
