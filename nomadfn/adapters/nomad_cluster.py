@@ -48,8 +48,7 @@ REJOIN_S = 15.0
 """How long allocations of an earlier leader are kept for their agents to join."""
 CLOSE_S = 60.0
 """The longest that `close` waits for Nomad to end everything."""
-TAIL_BYTES, TAIL_LINES = 4096, 20
-TAIL_WAIT_S = 2.0
+TAIL_BYTES, TAIL_LINES, TAIL_WAIT_S = 4096, 20, 2.0
 NODES_AGE_S = 5.0
 THREADS = 6
 Json = dict[str, Any]
