@@ -106,10 +106,10 @@ class _Rejoin:
 
 
 def _set_environment(bind: Bind) -> None:
-    """The function's `env` stands before anything of the user is imported."""
-    os.environ.update(bind.spec.env)
+    """The function's `env` and secrets stand before anything of the user is imported."""
+    os.environ.update(bind.env)
     os.environ["NOMADFN_APP_ID"] = bind.app
     os.environ["NOMADFN_APP_NAME"] = bind.app_name
     os.environ["NOMADFN_FUNCTION"] = bind.spec.name
-    if "TZ" in bind.spec.env:
+    if "TZ" in bind.env:
         time.tzset()
