@@ -39,9 +39,9 @@ class SecretsContract:
         with pytest.raises(NotFoundError):
             store.read("db")
 
-    @pytest.mark.parametrize("name", ["", "a/b", "../a", "a.b", "a b", "x" * 65, "vault:a"])
-    def test_no_name_leads_elsewhere(self, store: Secrets, name: str) -> None:
-        with pytest.raises(InvalidError):
-            store.write(name, VALUES)
-        with pytest.raises(InvalidError):
-            store.read(name)
+    def test_no_name_leads_elsewhere(self, store: Secrets) -> None:
+        for name in ("", "a/b", "../a", "a.b", "a b", "x" * 65, "vault:a"):
+            with pytest.raises(InvalidError):
+                store.write(name, VALUES)
+            with pytest.raises(InvalidError):
+                store.read(name)

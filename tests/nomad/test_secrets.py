@@ -66,10 +66,10 @@ class TestNomadVariables(SecretsContract):
         with pytest.raises(NotFoundError, match="nomad var put -namespace=default team/none"):
             store.read("nomad:team/none")
 
-    @pytest.mark.parametrize("name", ["nomad:", "nomad:nomad/jobs/nomadfn-control", "nomad:a b", "nomad:a?b=c"])
-    def test_nomads_own_variables_are_out_of_reach(self, store: Secrets, name: str) -> None:
-        with pytest.raises(InvalidError):
-            store.read(name)
+    def test_nomads_own_variables_are_out_of_reach(self, store: Secrets) -> None:
+        for path in ("", "nomad/jobs/nomadfn-control", "nomad/jobs", "a b", "a?b=c", "a/../nomad/jobs"):
+            with pytest.raises(InvalidError, match="no path of a Nomad variable"):
+                store.read(f"nomad:{path}")
 
     def test_what_the_token_may_not_do_is_told_with_what_to_run(self, store: Secrets, world: NomadWorld) -> None:
         if world.double is None:
