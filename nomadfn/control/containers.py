@@ -119,9 +119,7 @@ class Containers:
                 spec = function.spec
                 env = await self._service.secrets.environment(spec)
         except Error as error:
-            self._core.container_start_failed(
-                self._service.now(), runner.container.id, f"{type(error).__name__}: {error}"
-            )
+            self._core.container_start_failed(self._service.now(), runner.container.id, str(error))
             self._service.poke()
             return
         if not connection.closed:
