@@ -18,8 +18,10 @@ from nomadfn.core import environment
 from nomadfn.exception import InvalidError, NotFoundError, PermissionDeniedError
 
 FOLDER = "nomadfn/secrets/"
-PATH = re.compile(r"[a-zA-Z0-9_~/-]{1,128}")
-"""What Nomad takes for a variable's path."""
+PATH = re.compile(r"(?=.{1,128}$)[a-zA-Z0-9_~-]+(/[a-zA-Z0-9_~-]+)*")
+"""What Nomad takes for a variable's path, and no empty part, by which it could be another one's."""
+KEY = re.compile(r"(?!(.*/)?\.{1,2}(/|$))[a-zA-Z0-9_.~-]+(/[a-zA-Z0-9_.~-]+)*")
+"""Keys of Consul that stand in a URL as they are, without a part that leads elsewhere."""
 RESERVED = "nomad/"
 """Below it are Nomad's own and those of jobs, the control services' tokens among them."""
 OWN_KEYS = "nomadfn/"
@@ -95,8 +97,11 @@ class ClusterSecrets:
             ) from None
 
     def _key(self, key: str) -> dict[str, str]:
-        if not key or key.startswith(OWN_KEYS):
-            raise InvalidError(f"the secret 'consul:{key}' is no key for programs: give one not below {OWN_KEYS}")
+        if not KEY.fullmatch(key) or key.startswith(OWN_KEYS):
+            raise InvalidError(
+                f"the secret 'consul:{key}' is no key for programs: letters, digits and -_.~ between slashes, and not "
+                f"below {OWN_KEYS}"
+            )
         try:
             entry = self._consul.get(key)
         except ConsulDeniedError as error:

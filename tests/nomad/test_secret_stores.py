@@ -67,7 +67,17 @@ class TestNomadVariables(SecretsContract):
             store.read("nomad:team/none")
 
     def test_nomads_own_variables_are_out_of_reach(self, store: Secrets) -> None:
-        for path in ("", "nomad/jobs/nomadfn-control", "nomad/jobs", "a b", "a?b=c", "a/../nomad/jobs"):
+        for path in (
+            "",
+            "nomad/jobs/nomadfn-control",
+            "nomad/jobs",
+            "/nomad/jobs/x",
+            "a//b",
+            "a b",
+            "a?b=c",
+            "a/../nomad/jobs",
+            "x" * 129,
+        ):
             with pytest.raises(InvalidError, match="no path of a Nomad variable"):
                 store.read(f"nomad:{path}")
 
@@ -102,8 +112,11 @@ def test_a_key_of_consul_holds_one_json_object_of_strings(tmp_path: Path) -> Non
                 assert "hunter2" not in str(caught.value)
             with pytest.raises(NotFoundError, match="consul kv put team/none @FILE"):
                 secrets.read("consul:team/none")
-            with pytest.raises(InvalidError, match="not below nomadfn/"):
-                secrets.read("consul:nomadfn/prod/apps/x")
+            for path in ("", "nomadfn/prod/apps/x", "team/../nomadfn/x", "../kv/nomadfn/x", "./nomadfn/x", "/a", "a?b"):
+                with pytest.raises(InvalidError, match="not below nomadfn/"):
+                    secrets.read(f"consul:{path}")
+            client.kv.put("team/v1.2/.db", "{}")
+            assert secrets.read("consul:team/v1.2/.db") == {}
             with pytest.raises(PermissionDeniedError, match="other/db"):
                 secrets.read("consul:other/db")
         finally:
