@@ -93,7 +93,7 @@ class Containers:
             if runner.connection is not None:
                 runner.connection.close(why)
 
-    def welcome(self, connection: Connection) -> bool:
+    def welcome(self, connection: Connection, again: bool) -> bool:
         runner = self._runners.get(connection.id)
         if runner is None or runner.connection is not None or connection.identity.container != connection.id:
             return False
@@ -102,7 +102,7 @@ class Containers:
         app = self._core.state.apps.get(function.app)
         if app is None:
             return False
-        if runner.container.adopted:
+        if again:
             self._bind(runner, connection, app, {})  # It has its environment.
         elif environment.named(function.spec) or function.spec.sealed:
             self._service.keep(self._bind_with_secrets(runner, connection, app))

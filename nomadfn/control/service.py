@@ -286,7 +286,7 @@ class Service:
             self.log(f"{hello.role} {hello.session} speaks version {hello.version} of the protocol, not {wire.VERSION}")
             return False
         if hello.role == "runner":
-            return self.containers.welcome(connection)
+            return self.containers.welcome(connection, hello.again)
         if connection.identity.container != hello.parent or hello.session == LOCAL_SESSION:
             return False
         former = self.sessions.get(hello.session)

@@ -151,6 +151,8 @@ class Hello(_Frame, tag=1):
     seen: int = 0
     parent: str = ""
     """For a client inside a container: the container's id."""
+    again: bool = False
+    """For a runner: an earlier leader has told it its function, and it has that."""
 
 
 class Welcome(_Frame, tag=2):
