@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nomadfn.sdk.function import Function
     from nomadfn.sdk.function_call import FunctionCall
     from nomadfn.sdk.options import Retries
+    from nomadfn.sdk.secret import Secret
 
 __all__ = [
     "App",
@@ -27,6 +28,7 @@ __all__ = [
     "FunctionCall",
     "LocalEntrypoint",
     "Retries",
+    "Secret",
     "current_function_call_id",
     "current_input_id",
     "enable_output",
@@ -41,6 +43,7 @@ _HOMES = {
     "FunctionCall": "nomadfn.sdk.function_call",
     "LocalEntrypoint": "nomadfn.sdk.app",
     "Retries": "nomadfn.sdk.options",
+    "Secret": "nomadfn.sdk.secret",
     "current_function_call_id": "nomadfn_agent.context",
     "current_input_id": "nomadfn_agent.context",
     "enable_output": "nomadfn.sdk.context",

@@ -1,9 +1,10 @@
-"""The five things that the control service needs from the world around it.
+"""The six things that the control service needs from the world around it.
 
     port       on one machine       on a cluster
     Journal    SQLite               Consul
     Blobs      a directory          an object store
     Registry   SQLite               Consul
+    Secrets    files                Nomad, Consul
     Lease      a lock file          Consul
     Cluster    child processes      Nomad
 
@@ -100,6 +101,29 @@ class Registry(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Secrets(Protocol):
+    """Environment variables that are kept under a name, for functions to name. All calls may block.
+
+    Each raises `PermissionDeniedError` where it is not allowed, and `ServiceError` where nobody answers.
+    """
+
+    def read(self, name: str) -> dict[str, str]:
+        """Raises `NotFoundError`, which says how to make it, or `InvalidError` for what cannot be a secret."""
+        ...
+
+    def write(self, name: str, values: dict[str, str], *, replace: bool = False) -> None:
+        """Raises `AlreadyExistsError` for one that is there already, unless it is to be replaced."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Raises `NotFoundError`."""
+        ...
+
+    def names(self) -> dict[str, float]:
+        """Every secret that was written here, and when it was changed last (unix s)."""
+        ...
 
 
 class LeaseHeldError(Exception):

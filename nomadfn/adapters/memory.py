@@ -1,4 +1,4 @@
-"""The five ports in memory, for tests and for simulations of the control service.
+"""Five of the ports in memory, for tests and for simulations of the control service.
 
 They keep to the same contracts as the others, and survive a "restart" by being handed to the next service.
 """

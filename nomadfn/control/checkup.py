@@ -14,7 +14,7 @@ from typing import Any
 
 import requests
 
-from nomadfn.adapters import consul_discovery, jobspec, nomad_words
+from nomadfn.adapters import cluster_secrets, consul_discovery, jobspec, nomad_words
 from nomadfn.adapters.consul_store import ConsulStore, Shard, delete
 from nomadfn.adapters.jobspec import JobSettings
 from nomadfn.adapters.nomad_api import NomadApi
@@ -126,6 +126,7 @@ def _check_nomad(profile: Profile, settings: Settings, nomad: NomadApi, probe: b
     yield _clock("Nomad", f"{address.url}/v1/status/leader", not address.skip_verify and (address.ca_path or True))
     rights = _rights(nomad, job, job.workload_identity)
     yield rights
+    yield _secrets(nomad)
     yield _kill_timeout(nomad, job)
     try:
         stubs = nomad.nodes()
@@ -179,6 +180,21 @@ def _rights(nomad: NomadApi, job: JobSettings, has_identities: bool) -> Finding:
         note = "; `nomadfn up --nomad` needs it" if only_variables else ""
         return Finding("Nomad rights", None if only_variables else False, text + note)
     return Finding("Nomad rights", True, f"{', '.join(tries)}, {where}")
+
+
+def _secrets(nomad: NomadApi) -> Finding:
+    """Whether functions can name secrets: to read one that is not there tells who may from who may not."""
+    folder = cluster_secrets.FOLDER
+    try:
+        nomad.variable(f"{folder}doctor")
+    except NotFoundError:
+        pass
+    except PermissionDeniedError:
+        text = f"may not be read, so functions cannot name any: the token lacks read on the variables {folder}*"
+        return Finding("secrets", None, text)
+    except Error as error:
+        return Finding("secrets", False, str(error))
+    return Finding("secrets", True, f"Nomad variables {folder}* can be read")
 
 
 def _kill_timeout(nomad: NomadApi, job: JobSettings) -> Finding:

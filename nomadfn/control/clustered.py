@@ -21,6 +21,7 @@ from nomadfn_agent import wire
 
 from nomadfn import ports
 from nomadfn.adapters import consul_discovery
+from nomadfn.adapters.cluster_secrets import ClusterSecrets
 from nomadfn.adapters.consul_journal import ConsulJournal
 from nomadfn.adapters.consul_lease import ConsulLease
 from nomadfn.adapters.consul_registry import ConsulRegistry
@@ -40,6 +41,7 @@ from nomadfn.control.jobs import Jobs
 from nomadfn.control.join_tokens import JoinTokens
 from nomadfn.control.leadership import STAND_BY, await_lease, in_thread
 from nomadfn.control.overrides import PREFIX
+from nomadfn.control.sealing import Seal
 from nomadfn.control.service import Service
 from nomadfn.control.serving import SteppedDownError, StorageError, bind, bring_back, end, taken, url
 from nomadfn.control.settings import Settings, load_settings
@@ -171,7 +173,7 @@ class _Member:
         nomad, job, identities = reached
         cluster = NomadCluster(nomad, job, identities.token if isinstance(identities, JoinTokens) else None)
         registry = ConsulRegistry(self._store, self._shard, self._lease.hold)
-        service = self._build(epoch, cluster, registry, *opened)
+        service = self._build(epoch, cluster, registry, ClusterSecrets(nomad, self._store), *opened)
         listener = await self._listen(service)
         service.agents.open(door(cluster), identities.verify)
         Jobs(nomad, job, cluster).add_to(service.operations)
@@ -238,6 +240,7 @@ class _Member:
         epoch: int,
         cluster: NomadCluster,
         registry: ConsulRegistry,
+        secrets: ports.Secrets,
         journal: ConsulJournal,
         segments: list[tuple[int, bytes]],
     ) -> Service:
@@ -258,7 +261,10 @@ class _Member:
             capacity_reason=cluster.capacity_reason,
             first_delivery=epoch * DELIVERIES_PER_EPOCH + 1,
         )
-        service = Service(core, cluster, registry, payloads, self._tokens, address, journal, self._on_fatal, PACE)
+        seal = Seal(self._tokens.derive_key("values in the registry"))
+        service = Service(
+            core, cluster, registry, payloads, self._tokens, address, journal, self._on_fatal, secrets, seal, PACE
+        )
         address.started_at = service.now()
         bring_back(service, segments)
         return service

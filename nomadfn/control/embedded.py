@@ -107,6 +107,7 @@ def _build(
     private: bool,
 ) -> Service:
     """The service over its adapters, with everything that was accepted before a restart."""
+    from nomadfn.adapters.file_secrets import FileSecrets
     from nomadfn.control import tokens
     from nomadfn.control.address import Address
     from nomadfn.control.service import Service
@@ -137,11 +138,19 @@ def _build(
         address,
         storage.journal,
         lambda error: end(ended, error),
+        FileSecrets(_secrets_folder(settings, private)),
     )
     address.started_at = service.now()
     if not private:
         bring_back(service, storage.journal.replay())
     return service
+
+
+def _secrets_folder(settings: Settings, private: bool) -> Path:
+    """In the user's own folder, also where the service has one that goes with its program."""
+    from nomadfn.control.settings import load_settings
+
+    return (load_settings().data_dir if private else settings.data_dir) / "secrets"
 
 
 def _announce(folder: Path, service: Service, private: bool) -> dict[str, Any]:

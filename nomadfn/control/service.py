@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import sys
 import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from secrets import token_hex
 from typing import Any
 
 from nomadfn_agent import wire
@@ -24,9 +24,11 @@ from nomadfn.control.call_operations import encode_json_payload
 from nomadfn.control.connections import Connection
 from nomadfn.control.containers import Containers
 from nomadfn.control.durable import DurableWriter, Pace
+from nomadfn.control.function_secrets import FunctionSecrets
 from nomadfn.control.logs import LogBook
 from nomadfn.control.metrics import render, sample
 from nomadfn.control.operations import Operations
+from nomadfn.control.sealing import Seal
 from nomadfn.control.sweep import sweep_blobs
 from nomadfn.control.tokens import Identity, Tokens
 from nomadfn.control.watchers import Watchers
@@ -57,6 +59,8 @@ class Service:
         address: Address,
         journal: ports.Journal,
         on_fatal: Callable[[Exception], None],
+        secrets: ports.Secrets,
+        seal: Seal = Seal(),
         pace: Pace = Pace(),
     ) -> None:
         self.core = core
@@ -66,7 +70,10 @@ class Service:
         self.tokens = tokens
         self.address = address
         self.logs = LogBook()
+        self.seal = seal
+        self.secrets = FunctionSecrets(secrets)
         self.operations = Operations(self)
+        self.secrets.add_to(self.operations)
         self.sessions: dict[str, Connection] = {}
         self.containers = Containers(self)
         self.agents = Agents(self)
@@ -101,10 +108,10 @@ class Service:
             self.core.hold_back(True)
         await self.cluster.open(self.containers.on_cluster_event)
         if expected is not None:
-            self._keep(self._recover(expected))
+            self.keep(self._recover(expected))
         self.writer.start()
         self._tick()
-        self._keep(sweep_blobs(self))
+        self.keep(sweep_blobs(self))
 
     async def _recover(self, expected: Callable[[], int]) -> None:
         start = time.monotonic()
@@ -176,7 +183,7 @@ class Service:
         if batch:
             self.writer.write(batch, number)
         if self.writer.wants_snapshot(self.core.live_bytes):
-            self._keep(self.writer.compact(self.core.snapshot()))
+            self.keep(self.writer.compact(self.core.snapshot()))
 
     def _tick(self) -> None:
         delay_s = TICK_RETRY_S
@@ -219,7 +226,7 @@ class Service:
 
     async def spawn(self, function: Function, arguments: bytes) -> str:
         """A durable call with JSON arguments; returns its id once it is safe. Raises `ResourceExhaustedError`."""
-        id = f"fc-{int(self.now()):08x}{secrets.token_hex(12)}"
+        id = f"fc-{int(self.now()):08x}{token_hex(12)}"
         data, refs = await asyncio.to_thread(encode_json_payload, self.address.blobs, arguments)
         waiter: asyncio.Future[None] = self.loop.create_future()
         self.submit_waiters[id] = waiter
@@ -279,7 +286,7 @@ class Service:
             self.log(f"{hello.role} {hello.session} speaks version {hello.version} of the protocol, not {wire.VERSION}")
             return False
         if hello.role == "runner":
-            return self.containers.welcome(connection)
+            return self.containers.welcome(connection, hello.again)
         if connection.identity.container != hello.parent or hello.session == LOCAL_SESSION:
             return False
         former = self.sessions.get(hello.session)
@@ -313,7 +320,7 @@ class Service:
             case wire.Ack():
                 self.core.acknowledge(connection.id, frame.number)
             case wire.Request():
-                self._keep(self._answer(connection, frame))
+                self.keep(self._answer(connection, frame))
             case wire.Hello():
                 connection.close()
 
@@ -419,7 +426,7 @@ class Service:
         self.logs.end(app)
         self._in_background(self.operations.forget_app, app)
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+    def keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Start a task and hold on to it until it ends, or the service does."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
@@ -434,7 +441,7 @@ class Service:
             except (Error, ValueError, OSError) as error:
                 self.log(f"{work.__name__} failed: {error}")
 
-        self._keep(run())
+        self.keep(run())
 
     async def perform(self, operation: str, body: dict[str, Any], identity: Identity) -> Any:
         """One operation for somebody who is not on a websocket."""

@@ -24,6 +24,7 @@ from .function_call import FunctionCall
 
 if TYPE_CHECKING:
     from .app import App
+    from .secret import Secret
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -87,6 +88,7 @@ class Function(Generic[P, R]):
     """Whether it travels by value, as its settings say."""
     _app: App | None
     _spec: wire.FunctionSpec | None
+    _secrets: tuple[Secret, ...]
     _found: _Target | None
 
     def __init__(self) -> None:
@@ -100,6 +102,7 @@ class Function(Generic[P, R]):
         self.name = name
         self.serialized = False
         self._spec = None
+        self._secrets = ()
         self._found = None
         return self
 
@@ -118,6 +121,7 @@ class Function(Generic[P, R]):
             raise InvalidError(f"function {qualname}: methods are not supported; define it outside of its class")
         self = cls._make(app, app.name, options.check_name(settings.get("name") or owner, "function name"))
         spec = options.make_spec(settings, self.name)
+        self._secrets = options.secrets(settings.get("secrets"), self.name)
         self.serialized = bool(settings.get("serialized"))
         self.raw_f = function
         self._spec = msgspec.structs.replace(
@@ -143,7 +147,10 @@ class Function(Generic[P, R]):
 
     def _complete(self, module: str, qualname: str, serialized_ref: str) -> wire.FunctionSpec:
         assert self._spec is not None
-        return msgspec.structs.replace(self._spec, module=module, qualname=qualname, serialized_ref=serialized_ref)
+        secrets = [one._spec() for one in self._secrets]
+        return msgspec.structs.replace(
+            self._spec, module=module, qualname=qualname, serialized_ref=serialized_ref, secrets=secrets
+        )
 
     # What a function is.
 

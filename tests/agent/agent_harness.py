@@ -290,8 +290,10 @@ class Machine:
         files = source if isinstance(source, dict) else {"hello.py": source}
         container = self.start(**(env or {}))
         runner = self.listener.join(container)
-        fields = {"name": function, "module": "hello", "qualname": function, "env": user_env or {}} | spec
-        runner.send(self.bind(wire.FunctionSpec(**fields), files, code=code))
+        fields = {"name": function, "module": "hello", "qualname": function} | spec
+        bind = self.bind(wire.FunctionSpec(**fields), files, code=code)
+        bind.env = user_env or {}
+        runner.send(bind)
         return runner
 
     def run(self, source: str | dict[str, str], function: str = "f", **options: Any) -> Runner:

@@ -32,6 +32,7 @@ from nomadfn_agent.wire.link import Link, LinkClosed, LinkRefused
 
 from nomadfn import ports
 from nomadfn.adapters.directory_blobs import DirectoryBlobs
+from nomadfn.adapters.file_secrets import FileSecrets
 from nomadfn.adapters.local import describe_exit
 from nomadfn.adapters.memory import MemoryCluster, MemoryJournal, MemoryRegistry
 from nomadfn.control import agents, api
@@ -157,6 +158,7 @@ class World:
             address,
             MemoryJournal(),
             self.faults.append,
+            FileSecrets(Path("/nowhere")),
         )
         self.service.agents.open(self.cluster.attach, JOINING.verify)
         listener = await listen(self.service, "127.0.0.1", 0)
