@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import nomadfn
@@ -37,10 +38,14 @@ HERE, THERE = "nomadfn on this machine", "nomadfn on Nomad"
 SETTLED_S = 6.0
 """Beyond the 2 s of its window: a container's place on Nomad is kept a moment longer."""
 
+CPU_CORES, CPU_MHZ = 0.4, 800
+"""By which Nomad weighs a task against everything else that its machine has to do."""
+
 app = nomadfn.App("cluster-benchmark")
-warm = app.function(name="warm", min_containers=CONTAINERS, max_containers=CONTAINERS, memory=256)(bodies.noop)
-echo = app.function(name="echo", min_containers=CONTAINERS, max_containers=CONTAINERS, memory=256)(bodies.echo)
-cold = app.function(name="cold", memory=256, max_containers=1, scaledown_window=2)(bodies.noop)
+fixed = partial(app.function, min_containers=CONTAINERS, max_containers=CONTAINERS, cpu=CPU_CORES, memory=256)
+warm = fixed(name="warm")(bodies.noop)
+echo = fixed(name="echo")(bodies.echo)
+cold = app.function(name="cold", max_containers=1, scaledown_window=2, cpu=CPU_CORES, memory=256)(bodies.noop)
 
 
 def serve() -> None:
@@ -111,7 +116,7 @@ class EmptyTask:
             "Name": "empty",
             "Driver": "raw_exec",
             "Config": {"command": "/bin/sh", "args": ["-c", script]},
-            "Resources": {"CPU": 20, "MemoryMB": 32},
+            "Resources": {"CPU": CPU_MHZ, "MemoryMB": 256},
             "KillTimeout": 1_000_000_000,
         }
         group = {"Name": "lane-0", "Count": 0, "Tasks": [task]}
