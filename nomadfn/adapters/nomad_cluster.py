@@ -113,6 +113,7 @@ class NomadCluster:
         """The highest index of Nomad's state that was seen in an allocation."""
         self._nodes: tuple[float, list[nomad_words.Node] | None] = (float("-inf"), None)
         self._left = False
+        self._found = False
 
     @property
     def capacity(self) -> int | None:
@@ -123,8 +124,15 @@ class NomadCluster:
         return f"the ceiling of {self._settings.ceiling:,} containers that is set for this cluster"
 
     async def open(self, listener: Callable[[ClusterEvent], None]) -> None:
-        """Find what an earlier leader has left and begin to watch. Raises one of nomadfn's errors."""
+        """Find what an earlier leader has left, if `find` has not, and begin to watch. Raises nomadfn's errors."""
         self._listener = listener
+        if not self._found:
+            await self.find()
+        await self._watch.open()
+
+    async def find(self) -> None:
+        """Find the jobs that an earlier leader has left; may be done before there is a listener."""
+        self._found = True
         self._loop = asyncio.get_running_loop()
         found = []
         for stub in await self.ask(self._api.jobs, jobspec.prefix(self._settings)):
@@ -132,7 +140,6 @@ class NomadCluster:
             if meta.get("nomadfn") == self._settings.cluster and not stub.get("Stop"):
                 found.append(self._find(stub["ID"], meta))
         await asyncio.gather(*found)
-        await self._watch.open()
 
     async def _find(self, job_id: str, meta: dict[str, str]) -> None:
         job = Job(job_id, meta["nomadfn_app"], meta["nomadfn_function"], int(meta["nomadfn_lanes"]))
