@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from nomadfn_agent.wire import Ended, Log, Start, Started, Stop
@@ -39,7 +38,7 @@ from .jobspec import JobSettings
 from .local import describe_exit
 from .nomad_api import NomadApi
 from .nomad_keeper import Keeper
-from .nomad_rooms import Alloc, Job, Room
+from .nomad_rooms import AgentHello, Alloc, Job, Room
 from .nomad_watch import Watch
 
 AWAY_S = 10.0
@@ -53,17 +52,6 @@ NODES_AGE_S = 5.0
 THREADS = 6
 Json = dict[str, Any]
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class AgentHello:
-    """What an agent says when it joins: its allocation, and the containers that it runs already."""
-
-    job: str
-    alloc: str
-    lane: int
-    position: int
-    containers: tuple[str, ...] = ()
 
 
 class Seat:
