@@ -169,9 +169,8 @@ class _Member:
 
     async def _lead(self, epoch: int) -> Exception | None:
         # Both at once: while nobody leads, everybody waits.
-        opened, reached = await asyncio.gather(self._open_journal(), in_thread(self._reach_nomad))
-        nomad, job, identities = reached
-        cluster = NomadCluster(nomad, job, identities.token if isinstance(identities, JoinTokens) else None)
+        opened, reached = await asyncio.gather(self._open_journal(), self._open_cluster())
+        cluster, nomad, job, identities = reached
         registry = ConsulRegistry(self._store, self._shard, self._lease.hold)
         service = self._build(epoch, cluster, registry, ClusterSecrets(nomad, self._store), *opened)
         listener = await self._listen(service)
@@ -207,6 +206,12 @@ class _Member:
             return {}
 
         service.operations.add(STAND_BY, stand_by)
+
+    async def _open_cluster(self) -> tuple[NomadCluster, NomadApi, JobSettings, JoinTokens | _Identities]:
+        nomad, job, identities = await in_thread(self._reach_nomad)
+        cluster = NomadCluster(nomad, job, identities.token if isinstance(identities, JoinTokens) else None)
+        await cluster.find()
+        return cluster, nomad, job, identities
 
     def _reach_nomad(self) -> tuple[NomadApi, JobSettings, JoinTokens | _Identities]:
         """Nomad's API, what every job has, and who may join. Blocks."""
