@@ -2,7 +2,7 @@
 
     port       on one machine       on a cluster
     Journal    SQLite               Consul
-    Blobs      a directory          an object store
+    Blobs      a directory          a directory or an object store
     Registry   SQLite               Consul
     Secrets    files                Nomad, Consul
     Lease      a lock file          Consul
@@ -15,6 +15,7 @@ control service makes them on a thread of their own, one at a time a port.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,6 +63,10 @@ class Journal(Protocol):
     def close(self) -> None: ...
 
 
+class Sink(Protocol):
+    def write(self, data: bytes, /) -> object: ...
+
+
 class Blobs(Protocol):
     """Large bytes by name; written whole or not at all. All calls may block."""
 
@@ -77,13 +82,26 @@ class Blobs(Protocol):
         """Deleting what is not there is no error."""
         ...
 
+    def parts(self, name: str) -> Iterator[bytes]:
+        """What `get` gives, a few MiB at a time. Raises `KeyError` in place of the first part."""
+        ...
+
+    def writing(self, name: str) -> AbstractContextManager[Sink]:
+        """What is written inside is there, whole, once the block has ended in good order, and otherwise never."""
+        ...
+
     def names(self) -> Iterator[tuple[str, float]]:
         """Every blob's name and its age in seconds."""
         ...
 
     @property
     def folder(self) -> str:
-        """The folder that SDK, control service and containers share; empty where there is none."""
+        """The folder that SDK, control service and containers may share; empty where there is none."""
+        ...
+
+    @property
+    def mark(self) -> str:
+        """Name of a file in `folder`, of this control service alone: who sees it, sees the same folder."""
         ...
 
 

@@ -44,7 +44,7 @@ def main() -> int:
         link.send(encode(StartFailed(encode_payload(code.describe(error)))))
         link.close()
         return NOT_LOADED
-    rejoin = _Rejoin(os.environ["NOMADFN_DATA_URL"]) if control_urls() else None
+    rejoin = _Rejoin(code, os.environ["NOMADFN_DATA_URL"]) if control_urls() else None
     loop = Loop(link, executor.run, executor.interrupt, flush_streams, rejoin, bind.code.digest)
     link.send(encode(Ready(slots=1)))
     loop.serve(rest)
@@ -68,7 +68,8 @@ def _join(link: Link, *, again: bool = False) -> tuple[Bind, list[bytes]]:
 class _Rejoin:
     """Has the control service that leads now take this container on. Raises LinkClosed when none does in time."""
 
-    def __init__(self, data_url: str) -> None:
+    def __init__(self, code: Code, data_url: str) -> None:
+        self._code = code
         self._data_url = data_url
         """Of the one that has it, or had it last."""
 
@@ -97,7 +98,7 @@ class _Rejoin:
         data_url = ask_leader(url, lost)
         link = Link.connect(data_url, os.environ["NOMADFN_TOKEN"], REJOIN_TRY_S)
         try:
-            _join(link, again=True)
+            self._code.move(_join(link, again=True)[0])
         except BaseException:
             link.close()
             raise

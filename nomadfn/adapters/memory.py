@@ -6,8 +6,10 @@ They keep to the same contracts as the others, and survive a "restart" by being 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from nomadfn.ports import (
@@ -66,18 +68,26 @@ class MemoryJournal:
 class MemoryBlobs:
     """`Blobs` that no other process sees: the folder is empty."""
 
+    folder = ""
+    mark = ""
+
     def __init__(self) -> None:
         self._blobs: dict[str, bytes] = {}
-
-    @property
-    def folder(self) -> str:
-        return ""
 
     def put(self, name: str, data: bytes) -> None:
         self._blobs[name] = bytes(data)
 
     def get(self, name: str) -> bytes:
         return self._blobs[name]
+
+    def parts(self, name: str) -> Iterator[bytes]:
+        yield self.get(name)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[io.BytesIO]:
+        buffer = io.BytesIO()
+        yield buffer
+        self.put(name, buffer.getvalue())
 
     def has(self, name: str) -> bool:
         return name in self._blobs

@@ -1,4 +1,4 @@
-"""A control service of a cluster: Consul's lease, journal and registry, a shared blob folder, and Nomad's containers.
+"""A control service of a cluster: Consul's lease, journal and registry, a blob store, and Nomad's containers.
 
 It stands by until it has the lease, and then leads until it loses it. What it loses the lease by makes it end, with
 an exit code of its own: started again, it stands by. Told to end, it hands over at once; containers run on.
@@ -13,7 +13,6 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,11 +21,13 @@ from nomadfn_agent import wire
 from nomadfn import ports
 from nomadfn.adapters import consul_discovery
 from nomadfn.adapters.cluster_secrets import ClusterSecrets
+from nomadfn.adapters.consul_blobs import ConsulBlobs
 from nomadfn.adapters.consul_journal import ConsulJournal
 from nomadfn.adapters.consul_lease import ConsulLease
 from nomadfn.adapters.consul_registry import ConsulRegistry
 from nomadfn.adapters.consul_store import ConsulSettings, ConsulStore, Shard
 from nomadfn.adapters.directory_blobs import DirectoryBlobs
+from nomadfn.adapters.fsspec_blobs import FsspecBlobs, shown
 from nomadfn.adapters.jobspec import JobSettings
 from nomadfn.adapters.nomad_agents import door, fetch_keys
 from nomadfn.adapters.nomad_api import NomadAddress, NomadApi
@@ -48,6 +49,7 @@ from nomadfn.control.settings import Settings, load_settings
 from nomadfn.control.standby import Front
 from nomadfn.control.tokens import Identity, Tokens
 from nomadfn.core.core import Core
+from nomadfn.core.limits import Limits
 from nomadfn.exception import ConflictError, InvalidError, ServiceError
 from nomadfn.profiles import Profile
 
@@ -57,7 +59,11 @@ KNOWN_URLS = 8
 """Addresses of control services that agents are told at most."""
 DELIVERIES_PER_EPOCH = 1 << 40
 PACE = Pace(compact_from_segments=2000)
-"""Of a journal whose bodies lie in the blob folder: Consul holds some 250 bytes for each segment."""
+"""Of a journal whose bodies lie in a blob store: Consul holds some 250 bytes for each segment."""
+
+RETENTION_WITHOUT_BLOBS_S = 3600.0
+
+BLOB_KINDS = ("payloads", "journal")
 
 Ended = asyncio.Future[Exception | None]
 
@@ -66,11 +72,6 @@ async def serve(profile: Profile, settings: Settings, tell: Callable[[dict[str, 
     """Stand by, lead, and end. Returns the exit code, or raises what it ended by."""
     if not settings.token:
         raise InvalidError(f"a control service of {profile} needs the token of its owner: set NOMADFN_TOKEN")
-    if not profile.blobs or "://" in profile.blobs:
-        raise InvalidError(
-            f"profile {profile.name} needs blobs = the path of a folder that programs, control services and "
-            "containers share (NFS, or the same disk on one machine)"
-        )
     ended: Ended = asyncio.get_running_loop().create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end, ended, None)
@@ -81,6 +82,7 @@ async def serve(profile: Profile, settings: Settings, tell: Callable[[dict[str, 
     server = await api.serve_api(front, http)
     member = _Member(profile, settings, tokens, http_url, front, ended)
     try:
+        await member.open_blobs()
         await member.register()
         tell({"http_url": http_url, "target": str(profile)})
         fault = await member.serve()
@@ -109,6 +111,8 @@ class _Member:
         self._shard = Shard(profile.cluster, profile.shard)
         self._lease = ConsulLease(self._store, self._shard, on_lost=self._on_lost)
         self._entry = ""
+        self._blobs: tuple[ports.Blobs, ports.Blobs] | None = None
+        """For payloads and code, and for the journal; None where there is no blob store."""
 
     def _log(self, text: str) -> None:
         print(f"nomadfn control, {self._shard}: {text}", flush=True)
@@ -128,6 +132,12 @@ class _Member:
         elif not isinstance(error, StorageError):
             error = StorageError(f"the control service cannot go on: {error}")
         end(self._ended, error)
+
+    async def open_blobs(self) -> None:
+        """Long before they are needed: a standby that takes over shall not wait for libraries and connections."""
+        if self._profile.blobs:
+            payloads, bodies = [await in_thread(partial(open_blobs, self._profile, kind)) for kind in BLOB_KINDS]
+            self._blobs = payloads, bodies
 
     async def register(self) -> None:
         """Announce this instance in Consul, unless Nomad does that."""
@@ -180,7 +190,7 @@ class _Member:
         await service.start(lambda: cluster.rejoining)
         on_overrides = service.operations.overrides.take
         registry.watch(PREFIX, lambda entries: self._soon(on_overrides, entries), on_fault=self._log)
-        app = api.create_api(service, blobs=service.address.blobs, max_body_bytes=self._settings.max_body_bytes)
+        app = api.create_api(service, service.desk, max_body_bytes=self._settings.max_body_bytes)
         self._front.lead(app, service.leader())
         announce = partial(self._lease.announce, http_url=self._http_url, data_url=service.address.data_url)
         await in_thread(announce)
@@ -222,16 +232,10 @@ class _Member:
             return nomad, job, _Identities(address)
         return nomad, job, JoinTokens(self._settings.token)
 
-    @property
-    def _folder(self) -> Path:
-        """Where everything of this shard lies that is too large for Consul."""
-        return Path(self._profile.blobs).expanduser() / self._profile.cluster / str(self._profile.shard)
-
     async def _open_journal(self) -> tuple[ConsulJournal, list[tuple[int, bytes]]]:
         """The journal, and everything in it."""
+        bodies = None if self._blobs is None else self._blobs[1]
         try:
-            await in_thread(partial(self._folder.mkdir, parents=True, exist_ok=True))
-            bodies = DirectoryBlobs(str(self._folder / "journal"))
             opened = partial(ConsulJournal, self._store, self._lease.hold, blobs=bodies, on_delay=self._on_delay)
             journal = await in_thread(opened)
             return journal, await in_thread(lambda: list(journal.replay()))
@@ -250,25 +254,24 @@ class _Member:
         segments: list[tuple[int, bytes]],
     ) -> Service:
         """The service with everything that was accepted before."""
-        folder = self._folder
-        payloads = DirectoryBlobs(str(folder / "payloads"))
+        payloads = ConsulBlobs(self._store, self._lease.hold) if self._blobs is None else self._blobs[0]
         address = Address(
             http_url=self._http_url,
-            data_dir=f"Consul at {self._store.address}, {self._shard.prefix}, and {folder}",
-            code_cache=str(folder / "code"),
-            blobs=payloads.folder,
+            data_dir=f"Consul at {self._store.address}, {self._shard.prefix}"
+            + (f", and {shown(self._profile.blobs)}" if self._profile.blobs else ""),
             target=str(self._profile),
         )
         core = Core(
-            self._settings.limits,
+            limits_of(self._profile, self._settings),
             epoch=epoch,
             capacity=cluster.capacity,
             capacity_reason=cluster.capacity_reason,
             first_delivery=epoch * DELIVERIES_PER_EPOCH + 1,
         )
         seal = Seal(self._tokens.derive_key("values in the registry"))
+        pace = PACE if self._blobs is not None else Pace(room_bytes=journal.max_bytes)
         service = Service(
-            core, cluster, registry, payloads, self._tokens, address, journal, self._on_fatal, secrets, seal, PACE
+            core, cluster, registry, payloads, self._tokens, address, journal, self._on_fatal, secrets, seal, pace
         )
         address.started_at = service.now()
         bring_back(service, segments)
@@ -292,6 +295,32 @@ class _Identities(WorkloadIdentities):
 
     def __init__(self, address: NomadAddress) -> None:
         super().__init__(partial(fetch_keys, address), address.namespace)
+
+
+def open_blobs(profile: Profile, kind: str) -> ports.Blobs:
+    """The profile's blob store, opened and tried. Blocks; raises `InvalidError` or `ServiceError`."""
+    where = f"{profile.blobs.rstrip('/')}/{profile.cluster}/{profile.shard}/{kind}"
+    if not is_address(where):
+        return DirectoryBlobs(os.path.expanduser(where.removeprefix("file://")))
+    found = FsspecBlobs(where)
+    found.check()
+    return found
+
+
+def is_address(blobs: str) -> bool:
+    """Whether that is more than a folder."""
+    return "://" in blobs and not blobs.startswith("file://")
+
+
+def limits_of(profile: Profile, settings: Settings) -> Limits:
+    """The limits that hold: without a blob store everything has to fit into Consul and into frames."""
+    if profile.blobs:
+        return settings.limits
+    return replace(
+        settings.limits,
+        payload_bytes=min(settings.limits.payload_bytes, wire.INLINE_PAYLOAD_BYTES),
+        retention_s=min(settings.limits.retention_s, RETENTION_WITHOUT_BLOBS_S),
+    )
 
 
 def consul_settings(profile: Profile) -> ConsulSettings:

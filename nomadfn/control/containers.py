@@ -137,9 +137,11 @@ class Containers:
                 app=function.app,
                 app_name=app.name,
                 index=runner.container.index,
-                blobs=self._service.address.blobs,
+                blobs=self._service.blobs.folder,
                 code_cache=self._service.address.code_cache,
                 env=env,
+                blobs_mark=self._service.blobs.mark,
+                http_url=self._service.address.http_url,
             )
         )
 

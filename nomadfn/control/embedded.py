@@ -118,7 +118,6 @@ def _build(
         http_url="" if http is None else url("http", settings.host, http.getsockname()[1]),
         data_dir=str(folder),
         code_cache=str(folder / "code"),
-        blobs=storage.blobs.folder,
         target="this machine, by a private control service"
         if private
         else f"this machine, by the control service in {folder}",
@@ -179,7 +178,7 @@ def _announce(folder: Path, service: Service, private: bool) -> dict[str, Any]:
 async def _serve_api(service: Service, settings: Settings, listener: socket.socket) -> Any:
     """The HTTP API; its import happens on a thread, so that inputs already flow meanwhile."""
     api = await asyncio.to_thread(_import_api)
-    app = api.create_api(service, blobs=service.address.blobs, max_body_bytes=settings.max_body_bytes)
+    app = api.create_api(service, service.desk, max_body_bytes=settings.max_body_bytes)
     return await api.serve_api(app, listener)
 
 

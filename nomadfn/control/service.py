@@ -16,11 +16,12 @@ from secrets import token_hex
 from typing import Any
 
 from nomadfn_agent import wire
+from nomadfn_agent.wire import payload
 
 from nomadfn import ports
 from nomadfn.control.address import Address
 from nomadfn.control.agents import Agents
-from nomadfn.control.call_operations import encode_json_payload
+from nomadfn.control.blob_desk import BlobDesk
 from nomadfn.control.connections import Connection
 from nomadfn.control.containers import Containers
 from nomadfn.control.durable import DurableWriter, Pace
@@ -36,7 +37,7 @@ from nomadfn.core import calls, effects
 from nomadfn.core.core import Core
 from nomadfn.core.model import NO_DEADLINE, Function
 from nomadfn.core.state import blob_name
-from nomadfn.exception import Error, InvalidError, NotFoundError, ResourceExhaustedError
+from nomadfn.exception import Error, InvalidError, ResourceExhaustedError
 
 TICK_RETRY_S = 0.25
 RECOVER_S = 5.0
@@ -67,6 +68,7 @@ class Service:
         self.cluster = cluster
         self.registry = registry
         self.blobs = blobs
+        self.desk = BlobDesk(blobs, core.state)
         self.tokens = tokens
         self.address = address
         self.logs = LogBook()
@@ -131,6 +133,7 @@ class Service:
             connection.close("another control service leads")
         self.containers.leave("another control service leads")
         self.agents.close("another control service leads")
+        self.desk.close()
 
     def _end_tasks(self) -> None:
         self.closing = True
@@ -148,6 +151,7 @@ class Service:
         for connection in list(self.sessions.values()):
             connection.close(why)
         await asyncio.to_thread(self.writer.close)
+        self.desk.close()
 
     def log(self, text: str) -> None:
         """A line for whoever looks after the service."""
@@ -227,10 +231,11 @@ class Service:
     async def spawn(self, function: Function, arguments: bytes) -> str:
         """A durable call with JSON arguments; returns its id once it is safe. Raises `ResourceExhaustedError`."""
         id = f"fc-{int(self.now()):08x}{token_hex(12)}"
-        data, refs = await asyncio.to_thread(encode_json_payload, self.address.blobs, arguments)
+        large = payload.is_large(arguments)
+        data = await self.desk.keep(arguments, function.app) if large else arguments
         waiter: asyncio.Future[None] = self.loop.create_future()
         self.submit_waiters[id] = waiter
-        submission = calls.Submission(id, function.id, wire.SPAWN, 0, [data], wire.JSON, refs)
+        submission = calls.Submission(id, function.id, wire.SPAWN, 0, [data], wire.JSON, [0] if large else [])
         self.core.submit(self.now(), LOCAL_SESSION, submission)
         self.poke()
         await waiter
@@ -302,12 +307,13 @@ class Service:
                 version=wire.VERSION,
                 epoch=self.core.state.epoch,
                 resumed=resumed,
-                blobs=self.address.blobs,
+                blobs=self.blobs.folder,
                 http_url=self.address.http_url,
                 map_window=limits.map_in_flight,
                 max_payload_bytes=limits.payload_bytes,
                 max_function_bytes=limits.function_bytes,
                 target=self.address.target,
+                blobs_mark=self.blobs.mark,
             )
         )
         self.poke()
@@ -416,7 +422,7 @@ class Service:
 
     def _drop_blob(self, reference: bytes) -> None:
         if name := blob_name(reference):
-            self._in_background(self.blobs.delete, name)
+            self._in_background(self.desk.drop(name), "a blob was not deleted")
 
     def _app_gone(self, app: str) -> None:
         self.watchers.drop_app(app)
@@ -424,7 +430,7 @@ class Service:
         for waiter in self.gone_waiters.pop(app, ()):
             _resolve(waiter)
         self.logs.end(app)
-        self._in_background(self.operations.forget_app, app)
+        self._in_background(asyncio.to_thread(self.operations.forget_app, app), "the app was not forgotten")
 
     def keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Start a task and hold on to it until it ends, or the service does."""
@@ -432,14 +438,14 @@ class Service:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _in_background(self, work: Callable[..., None], *args: Any) -> None:
-        """Something that may block and that nobody waits for; what goes wrong with it is logged."""
+    def _in_background(self, work: Coroutine[Any, Any, None], failed: str) -> None:
+        """Something that nobody waits for; what goes wrong with it is logged."""
 
         async def run() -> None:
             try:
-                await asyncio.to_thread(work, *args)
+                await work
             except (Error, ValueError, OSError) as error:
-                self.log(f"{work.__name__} failed: {error}")
+                self.log(f"{failed}: {error}")
 
         self.keep(run())
 
@@ -459,15 +465,6 @@ class Service:
         """Where agents and clients find the control service that leads: this one."""
         address = self.address
         return {"http_url": address.http_url, "data_url": address.data_url, "epoch": self.core.state.epoch}
-
-    async def read_code(self, name: str, identity: Identity) -> bytes:
-        """A blob, for a container only of its own app's code. Raises `NotFoundError`."""
-        app = self.core.state.apps.get(identity.app)
-        code = () if app is None else (app.code.digest, *(one.spec.serialized_ref for one in app.functions.values()))
-        if name and (not identity.container or name in code):
-            with contextlib.suppress(KeyError):
-                return await asyncio.to_thread(self.blobs.get, name)
-        raise NotFoundError(f"there is no code {name[:64]!r} in this container's app; deploy the app again")
 
     async def follow_logs(self, app: str, tail: int) -> AsyncGenerator[dict[str, Any]]:
         id = self.operations.find_app(app).id

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import msgspec
 from nomadfn_agent import wire
 from nomadfn_agent.wire.link import Link, LinkClosed, LinkRefused
+from nomadfn_agent.wire.store import BlobStore, Place
 
 from nomadfn.exception import AuthError, Error, InternalError, ServiceError
 
@@ -56,6 +57,7 @@ class Client:
     def __init__(self, handle: service.ServiceHandle, observer: Observer | None = None) -> None:
         self.handle = handle
         self.observer = observer or Observer()
+        self.blobs = BlobStore(self._place)
         self._begin()
         _clients.add(self)
 
@@ -94,6 +96,10 @@ class Client:
                     self._welcome = welcome
                     self._reader.start()
         return self._welcome
+
+    def _place(self) -> Place:
+        welcome = self.connect()
+        return Place(welcome.blobs, welcome.blobs_mark, welcome.http_url, self.handle.token)
 
     def begin(self, call: OpenCall) -> None:
         """Keep `call` from now on: results find it, and what it has sent is sent again if it must be."""

@@ -16,7 +16,7 @@ from nomadfn_agent.wire import payload as payloads
 from nomadfn.exception import DeprecationError, InvalidError, SerializationError, UnsupportedError
 
 from . import maps, options, service
-from .blocking import blocking, looping
+from .blocking import blocking, in_event_loop, looping
 from .calls import SingleCall, StreamCall, store
 from .client import Client, default_client
 from .errors import Reader
@@ -209,8 +209,7 @@ class Function(Generic[P, R]):
         self._refuse_generator("remote")
         target = await self._target()
         client = target.client
-        welcome = client.connect()
-        data, is_ref = self._packer(target, kwargs, durable=False)(args)
+        data, is_ref = await self._packer(target, kwargs, durable=False).apart(args)
         call = SingleCall(client, target.function_id, wire.REMOTE, data, is_ref)
         client.begin(call)
         call.submit()
@@ -222,7 +221,7 @@ class Function(Generic[P, R]):
                 client.cancel(call.id)
             raise
         assert outcome is not None
-        good, value = Reader(welcome.blobs, self.name, owns_blobs=True).read(*outcome)
+        good, value = await Reader(client.blobs, self.name, owns_blobs=True).read_apart(*outcome)
         if not good:
             raise value
         return value
@@ -232,7 +231,7 @@ class Function(Generic[P, R]):
         """Hand in one input and return once it is safe; it runs whatever becomes of this program."""
         self._refuse_generator("spawn")
         target = await self._target()
-        data, is_ref = self._packer(target, kwargs, durable=True)(args)
+        data, is_ref = await self._packer(target, kwargs, durable=True).apart(args)
         call = SingleCall(target.client, target.function_id, wire.SPAWN, data, is_ref)
         target.client.begin(call)
         call.submit()
@@ -358,23 +357,25 @@ class Function(Generic[P, R]):
                 f"return a list instead of yielding"
             )
 
-    def _packer(self, target: _Target, kwargs: Mapping[str, Any], *, durable: bool) -> maps.Pack:
+    def _packer(self, target: _Target, kwargs: Mapping[str, Any], *, durable: bool) -> maps.Packer:
         """Makes an input's payload out of its arguments: the bytes that travel, and whether they are a reference."""
         dump, by_name = payloads.dump_arguments, target.knows_main
 
-        def pack(args: tuple[Any, ...]) -> tuple[bytes, bool]:
+        def pack(args: tuple[Any, ...]) -> bytes:
             try:
                 data = dump(args, kwargs)
                 if not by_name and b"__main__" in data:
                     data = payloads.cloud_dumps((args, dict(kwargs)))
             except payloads.Unpicklable as error:
                 raise SerializationError(_unpicklable_text(self.name, args, kwargs, error)) from None
-            if len(data) <= wire.INLINE_PAYLOAD_BYTES:
-                return data, False
-            welcome = target.client.connect()
-            return store(data, welcome.blobs, welcome.max_payload_bytes, self.name, durable=durable)
+            return data
 
-        return pack
+        def keep(data: bytes) -> bytes:
+            client = target.client
+            maximum = client.connect().max_payload_bytes
+            return store(data, client.blobs, maximum, target.function_id, self.name, durable=durable)
+
+        return maps.Packer(pack, keep)
 
     async def _map_run(
         self,
@@ -390,6 +391,8 @@ class Function(Generic[P, R]):
         client = target.client
         welcome = client.connect()
         call = StreamCall(client, target.function_id, self.name, wire.MAP, welcome.map_window)
+        if in_event_loop() and not client.blobs.is_here():
+            inputs.never_blocks = False  # what is large goes over HTTP, and the loop shall not wait for that
         items = iter(()) if inputs.is_async else inputs.iterator()
         client.begin(call)
         feeder = maps.Feeder(call, items, self._packer(target, kwargs, durable=False))
@@ -406,7 +409,7 @@ class Function(Generic[P, R]):
 
         return maps.MapRun(
             call,
-            Reader(welcome.blobs, self.name, owns_blobs=True),
+            Reader(client.blobs, self.name, owns_blobs=True),
             feeder,
             inline=inputs.never_blocks,
             ordered=ordered,

@@ -161,13 +161,15 @@ class Welcome(_Frame, tag=2):
     """Changes when another control service leads; a client that sees a new one sends its apps and inputs again."""
     resumed: bool
     blobs: str
-    """Folder of the blob store where both sides see the same files."""
+    """Folder of the blob store, for whoever sees the same one; empty where there is none. See `store.Place`."""
     http_url: str
     map_window: int
     max_payload_bytes: int
     max_function_bytes: int
     target: str = ""
     """The service in words, for the first line that `run` prints."""
+    blobs_mark: str = ""
+    """Name of the file in `blobs` by which the folder is known to be the same one."""
 
 
 class Submit(_Frame, tag=3):
@@ -277,9 +279,12 @@ class Bind(_Frame, tag=20):
     index: int
     blobs: str
     code_cache: str
-    """Folder into which archives are unpacked, one sub-folder a digest."""
+    """Folder into which archives are unpacked, one sub-folder a digest; empty is one of the container's own."""
     env: dict[str, str] = {}
     """All environment variables that `env=` and secrets give the function; `spec` has no values of them."""
+    blobs_mark: str = ""
+    http_url: str = ""
+    """As in `Welcome`."""
 
 
 class Ready(_Frame, tag=21):
