@@ -276,7 +276,15 @@ class Machine:
             fields |= {"digest": self.archive(files), "main_module": "hello"}
         ref = wire.CodeRef(**(fields | (code or {})))
         return wire.Bind(
-            "ap-1/f", spec, ref, "ap-1", "thumbs", 0, self.blobs.place.folder, self.code_cache, self.blobs.place.mark
+            "ap-1/f",
+            spec,
+            ref,
+            "ap-1",
+            "thumbs",
+            0,
+            self.blobs.place.folder,
+            self.code_cache,
+            blobs_mark=self.blobs.place.mark,
         )
 
     def join(
