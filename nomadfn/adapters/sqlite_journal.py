@@ -116,6 +116,9 @@ class SqliteJournal:
         """The bytes of all bodies that `replay` would give; the file may be larger."""
         return self._size_bytes
 
+    def segment_count(self) -> int:
+        return self._last - self._upto
+
     def close(self) -> None:
         self._database.close()
 

@@ -48,6 +48,7 @@ from nomadfn.control.settings import Settings, load_settings
 from nomadfn.control.standby import Front
 from nomadfn.control.tokens import Identity, Tokens
 from nomadfn.core.core import Core
+from nomadfn.core.limits import Limits
 from nomadfn.exception import ConflictError, InvalidError, ServiceError
 from nomadfn.profiles import Profile
 
@@ -56,8 +57,16 @@ IDENTITIES_SINCE = (1, 7, 0)
 KNOWN_URLS = 8
 """Addresses of control services that agents are told at most."""
 DELIVERIES_PER_EPOCH = 1 << 40
-PACE = Pace(compact_from_segments=2000)
-"""Of a journal whose bodies lie in the blob folder: Consul holds some 250 bytes for each segment."""
+PACE = Pace(compact_from_segments=1000)
+"""Of a journal whose bodies lie in a blob store: Consul holds up to 800 bytes for each segment."""
+SPAWN_BYTES = 48 * 1024 * 1024
+"""`limits.spawn_bytes` where there is no blob store."""
+ROOM = (4, 3)
+"""Such a journal may hold so much of that: what is of no more use has its place, too, until a compaction. At the
+default that is 64 MiB."""
+SEGMENT_BYTES = 1024 * 1024
+RETENTION_S = 3600.0
+"""`limits.retention_s` where there is no blob store."""
 
 Ended = asyncio.Future[Exception | None]
 
@@ -100,6 +109,7 @@ class _Member:
     ) -> None:
         self._profile = profile
         self._settings = settings
+        self._limits, self._pace = settings.limits, PACE
         self._tokens = tokens
         self._http_url = http_url
         self._front = front
@@ -232,7 +242,15 @@ class _Member:
         try:
             await in_thread(partial(self._folder.mkdir, parents=True, exist_ok=True))
             bodies = DirectoryBlobs(str(self._folder / "journal"))
-            opened = partial(ConsulJournal, self._store, self._lease.hold, blobs=bodies, on_delay=self._on_delay)
+            self._limits, self._pace, max_bytes = journal_bounds(self._settings.limits, bodies)
+            opened = partial(
+                ConsulJournal,
+                self._store,
+                self._lease.hold,
+                blobs=bodies,
+                max_bytes=max_bytes,
+                on_delay=self._on_delay,
+            )
             journal = await in_thread(opened)
             return journal, await in_thread(lambda: list(journal.replay()))
         except ports.FencedError as error:
@@ -260,7 +278,7 @@ class _Member:
             target=str(self._profile),
         )
         core = Core(
-            self._settings.limits,
+            self._limits,
             epoch=epoch,
             capacity=cluster.capacity,
             capacity_reason=cluster.capacity_reason,
@@ -268,7 +286,7 @@ class _Member:
         )
         seal = Seal(self._tokens.derive_key("values in the registry"))
         service = Service(
-            core, cluster, registry, payloads, self._tokens, address, journal, self._on_fatal, secrets, seal, PACE
+            core, cluster, registry, payloads, self._tokens, address, journal, self._on_fatal, secrets, seal, self._pace
         )
         address.started_at = service.now()
         bring_back(service, segments)
@@ -292,6 +310,20 @@ class _Identities(WorkloadIdentities):
 
     def __init__(self, address: NomadAddress) -> None:
         super().__init__(partial(fetch_keys, address), address.namespace)
+
+
+def journal_bounds(limits: Limits, bodies: ports.Blobs | None) -> tuple[Limits, Pace, int | None]:
+    """The limits in force, the pace of the journal, and how much it may hold, by where its bodies lie.
+
+    Without a blob store that is Consul itself, each of whose servers has all of it in memory.
+    """
+    if bodies is not None:
+        return limits, PACE, None
+    spawn_bytes = limits.spawn_bytes or SPAWN_BYTES
+    retention_s = RETENTION_S if limits.retention_s == Limits.retention_s else limits.retention_s
+    room_bytes = spawn_bytes * ROOM[0] // ROOM[1]
+    pace = Pace(segment_bytes=SEGMENT_BYTES, compact_from_bytes=spawn_bytes // 4, room_bytes=room_bytes)
+    return replace(limits, spawn_bytes=spawn_bytes, retention_s=retention_s), pace, room_bytes
 
 
 def consul_settings(profile: Profile) -> ConsulSettings:

@@ -125,7 +125,7 @@ class Service:
     async def leave(self, release: Callable[[], None]) -> None:
         """Write what is there, `release` the lease, and let everybody go, the containers running."""
         self._end_tasks()
-        await asyncio.to_thread(self.writer.close)
+        await self._close_writer()
         await asyncio.to_thread(release)
         for connection in list(self.sessions.values()):
             connection.close("another control service leads")
@@ -147,7 +147,11 @@ class Service:
         self.agents.close("the control service ends")
         for connection in list(self.sessions.values()):
             connection.close(why)
-        await asyncio.to_thread(self.writer.close)
+        await self._close_writer()
+
+    async def _close_writer(self) -> None:
+        if not await asyncio.to_thread(self.writer.close):
+            self.log("the journal takes nothing: what was not acknowledged yet is not kept")
 
     def log(self, text: str) -> None:
         """A line for whoever looks after the service."""

@@ -96,6 +96,10 @@ def _submit_durable(
         text = f"call {sub.call} is closed with {call.total} inputs"
         return _reject(state, session, sub, skip, "InvalidError", text)
     admission = limits.admit(state.limits, load_of(function), sub.kind, offered)
+    sizes = [INPUT_BYTES + len(payload) for payload in sub.payloads[skip : skip + admission.count]]
+    fits = limits.admit_bytes(state.limits, state.live_bytes, sizes)
+    if fits.excess is not None:
+        admission = fits
     count = admission.count
     if count:
         first = sub.first + skip

@@ -13,7 +13,7 @@ import math
 
 from nomadfn_agent import wire
 
-from . import retries
+from . import limits, retries
 from .effects import Deliver, Interrupt, Notice, Recall, StopContainer
 from .model import (
     DELAYED,
@@ -215,6 +215,9 @@ def take_outputs(
             function.totals.count([status], -1)
             _retry(state, now, function, one)
             continue
+        if one.call.durable and (over := limits.check_result(state.limits, state.live_bytes, len(payload))) is not None:
+            drop_blob(state, status, payload)
+            status, payload = wire.FAILURE, failure(over.error, over.message)
         finish(state, now, one, status, payload)
     container.progress = now
     _after_release(state, now, container)
