@@ -117,7 +117,8 @@ class SqliteJournal:
         return self._size_bytes
 
     def segment_count(self) -> int:
-        return self._last - self._upto
+        count: int = self._last - self._upto
+        return count
 
     def close(self) -> None:
         self._database.close()

@@ -210,9 +210,11 @@ class _Member:
 
         async def stand_by(body: dict[str, Any], identity: Identity, session: str) -> Any:
             identity.require_owner()
-            known = [self._http_url, str(body["http_url"]), *self._profile.control_urls, *urls[1:]]
+            url = str(body["http_url"])
+            known = [self._http_url, url, *self._profile.control_urls, *urls[1:]]
             urls[:] = list(dict.fromkeys(known))[:KNOWN_URLS]
             service.agents.look_at(urls)
+            self._log(f"{url} stands by; agents know it")
             return {}
 
         service.operations.add(STAND_BY, stand_by)
@@ -320,7 +322,7 @@ def journal_bounds(limits: Limits, bodies: ports.Blobs | None) -> tuple[Limits, 
     if bodies is not None:
         return limits, PACE, None
     spawn_bytes = limits.spawn_bytes or SPAWN_BYTES
-    retention_s = RETENTION_S if limits.retention_s == Limits.retention_s else limits.retention_s
+    retention_s = RETENTION_S if limits.retention_s == Limits().retention_s else limits.retention_s
     room_bytes = spawn_bytes * ROOM[0] // ROOM[1]
     pace = Pace(segment_bytes=SEGMENT_BYTES, compact_from_bytes=spawn_bytes // 4, room_bytes=room_bytes)
     return replace(limits, spawn_bytes=spawn_bytes, retention_s=retention_s), pace, room_bytes

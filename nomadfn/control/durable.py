@@ -25,7 +25,7 @@ SLICE_S = 0.005
 STALLED_S = 5.0
 """A write that takes longer than this is told to whoever asks for the service's health."""
 APPEND_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-CLOSE_S = 5.0
+CLOSE_S = 3.0
 """How long the end waits for a journal that takes nothing: its store is away, or frozen."""
 SNAPSHOTS_WHEN_FULL = 2
 """The first snapshot may have begun long before the journal was full."""

@@ -39,8 +39,9 @@ from nomadfn.core.state import blob_name
 from nomadfn.exception import Error, InvalidError, NotFoundError, ResourceExhaustedError
 
 TICK_RETRY_S = 0.25
-RECOVER_S = 5.0
-"""How long a new leader waits for the containers that the one before has left, before it hands out inputs."""
+RECOVER_S = 20.0
+"""How long a new leader waits for the containers that the one before has left, before it hands out inputs: longer
+than the cluster keeps a container whose agent does not come. What runs in one that lives shall not run again."""
 RECOVER_POLL_S = 0.01
 LOCAL_SESSION = "se-http"
 """The session of calls that come over HTTP; it is always there."""

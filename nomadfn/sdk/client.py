@@ -36,6 +36,8 @@ LONGEST_PAUSE_S = 2.0
 ACK_EVERY_RESULTS = 256
 ACK_EVERY_BYTES = 1 << 20
 ACK_IDLE_S = 0.1
+QUIET_S = 5.0
+"""A client of a cluster that hears nothing for so long asks whether another control service leads by now."""
 
 
 class OpenCall(Protocol):
@@ -65,6 +67,7 @@ class Client:
         self._lock = threading.RLock()
         self._link: Link | None = None
         self._reader: threading.Thread | None = None
+        self._suspicion: threading.Thread | None = None
         self._chores = Chores()
         self._welcome: wire.Welcome | None = None
         self._calls: dict[str, OpenCall] = {}
@@ -216,7 +219,25 @@ class Client:
             if unacked >= ACK_EVERY_RESULTS or self._unacked_bytes >= ACK_EVERY_BYTES or (unacked and not messages):
                 self._acknowledge()
                 unacked = 0
-            messages = link.receive(ACK_IDLE_S if unacked else None)
+            messages = link.receive(ACK_IDLE_S if unacked else QUIET_S if self.handle.locate else None)
+            if not messages and not unacked and (self._calls or self._requests):
+                self._suspect(link)
+
+    def _suspect(self, link: Link) -> None:
+        """See whether another one leads, on a thread: one that is frozen, or cut off, closes no connection."""
+        locate, known = self.handle.locate, self.handle.data_url
+
+        def look() -> None:
+            try:
+                leader = locate() if locate is not None else None
+            except Error:
+                return
+            if leader is not None and leader.data_url != known:
+                link.close()
+
+        if self._suspicion is None or not self._suspicion.is_alive():
+            self._suspicion = threading.Thread(target=look, name="nomadfn-suspicion", daemon=True)
+            self._suspicion.start()
 
     def _dispatch(self, frame: wire.ToClientFrame) -> None:
         match frame:
