@@ -120,9 +120,13 @@ class Load:
             counts[kind] = len(results)
         return counts
 
-    def runs(self) -> dict[str, int]:
-        """How often each input of the programs has run, by kind and number."""
-        return Counter(one.name.rpartition("_")[0].rpartition("_")[0] for one in self.folder.iterdir())
+    def runs(self) -> dict[str, list[str]]:
+        """Every run of each input of the programs, by kind and number: in which process, and when."""
+        found: dict[str, list[str]] = {}
+        for one in sorted(self.folder.iterdir()):
+            kind, number, process, at_ns = one.name.split("_")
+            found.setdefault(f"{kind}_{number}", []).append(f"process {process} at {int(at_ns) / 1e9:.3f}")
+        return found
 
-    def run_again(self) -> dict[str, int]:
-        return {name: count for name, count in self.runs().items() if count > 1}
+    def run_again(self) -> dict[str, list[str]]:
+        return {name: runs for name, runs in self.runs().items() if len(runs) > 1}

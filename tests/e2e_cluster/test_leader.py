@@ -71,11 +71,12 @@ def another_leads(world: ClusterWorld, before: Leader) -> None:
 def test_leaders_are_killed_under_load_and_nothing_is_lost_or_runs_twice(load: Load) -> None:
     world = load.world
     load.start("spawn", "remote", "map")
-    led_s, served_s = [], []
+    led_s, served_s, killed = [], [], []
     for _ in range(KILLS):
         before, leading = world.led(), world.leading()
         killed_at = time.monotonic()
         leading.process.send_signal(signal.SIGKILL)
+        killed.append(killed_at)
         another_leads(world, before)
         led_s.append(time.monotonic() - killed_at)
         load.goes_on("remote", "result", killed_at)
@@ -85,7 +86,7 @@ def test_leaders_are_killed_under_load_and_nothing_is_lost_or_runs_twice(load: L
     counts = load.finish()
     for what, times_s in (("announced", led_s), ("a spawn made after the kill acknowledged", served_s)):
         print(f"{what} after {statistics.median(times_s):.3f} s in the middle, {max(times_s):.3f} s at most: {times_s}")
-    print(f"{counts}, load {os.getloadavg()}")
+    print(f"{counts}, killed at {killed}, load {os.getloadavg()}, run again {load.run_again()}")
     assert load.run_again() == {}
     assert len(load.runs()) == sum(counts.values())
 
