@@ -113,6 +113,10 @@ def _submit_durable(
         )
         call = take_durable(state, now, function, session.id, sub, first, payloads, codecs)
         session.calls[sub.call] = call
+        if state.claims or state.early:
+            # The leader before had handed them out, and was gone before they were durable.
+            taken = (call.get(index) for index in range(first, first + count))
+            takeover.settle_claims(state, now, [one for one in taken if one is not None])
         state.withhold(Accept(session.id, sub.call, first, count))
         if call.total >= 0:
             session.calls.pop(sub.call, None)

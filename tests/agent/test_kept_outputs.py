@@ -1,4 +1,4 @@
-"""What a container has sent stays with it until its leader was heard later: a leader that is silent may have lost it."""
+"""What a container has sent stays with it until its leader is heard later: a silent one may have lost it."""
 
 from __future__ import annotations
 
