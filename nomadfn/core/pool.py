@@ -217,7 +217,9 @@ def take_outputs(
             continue
         if one.call.durable and (over := limits.check_result(state.limits, state.live_bytes, len(payload))) is not None:
             drop_blob(state, status, payload)
-            status, payload = wire.FAILURE, failure(over.error, over.message)
+            function.totals.count([status], -1)
+            fail(state, now, one, over.error, over.message)
+            continue
         finish(state, now, one, status, payload)
     container.progress = now
     _after_release(state, now, container)

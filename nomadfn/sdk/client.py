@@ -229,7 +229,7 @@ class Client:
 
         def look() -> None:
             try:
-                leader = locate() if locate is not None else None
+                leader = locate("") if locate is not None else None
             except Error:
                 return
             if leader is not None and leader.data_url != known:

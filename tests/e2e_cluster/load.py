@@ -70,6 +70,9 @@ CALLER = """
 """
 
 
+START_S = 120.0
+
+
 @dataclass
 class Load:
     """Programs that spawn, call and map until they are told to end."""
@@ -89,7 +92,8 @@ class Load:
             width = 100 if kind == "map" else 1
             self.programs[kind] = self.world.start("python", "caller.py", kind, self.folder, self._end, width, seconds)
         for program in self.programs.values():
-            program.has_printed("result" if "spawn" not in program.command else "acknowledged", 5)
+            eventually(lambda one=program: one.ended or one.out.count("\n") > 5, f"a start of {program}", START_S)
+            assert not program.ended, program
 
     @property
     def _end(self) -> Path:

@@ -8,14 +8,12 @@ import signal
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
-from cluster_world import ON_DOUBLE, ClusterWorld, made_in
+from cluster_world import ClusterWorld, made_on_double
 from consul_server import running_consul
 from load import Load
-from nomad_double.server import NomadDouble
 from world import eventually
 
 from nomadfn.adapters.consul_store import Shard
@@ -37,12 +35,7 @@ def load(any_world: ClusterWorld, tmp_path: Path) -> Load:
 @pytest.fixture
 def away_load(tmp_path: Path) -> Iterator[Load]:
     """The same, on the double and a Consul of its own, which the test may take away."""
-    (tmp_path / "double").mkdir()
-    with (
-        running_consul(tmp_path / "consul") as consul,
-        closing(NomadDouble(tmp_path / "double")) as double,
-        made_in(tmp_path, double, consul, ON_DOUBLE) as world,
-    ):
+    with running_consul(tmp_path / "consul") as consul, made_on_double(tmp_path, consul) as world:
         yield prepared(world, tmp_path)
 
 
