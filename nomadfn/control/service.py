@@ -40,8 +40,7 @@ from nomadfn.exception import Error, InvalidError, NotFoundError, ResourceExhaus
 
 TICK_RETRY_S = 0.25
 RECOVER_S = 20.0
-"""How long a new leader waits for the containers that the one before has left, before it hands out inputs: longer
-than the cluster keeps a container whose agent does not come. What runs in one that lives shall not run again."""
+"""How long a new leader waits for the containers of the one before: longer than the cluster keeps one that is away."""
 RECOVER_POLL_S = 0.01
 LOCAL_SESSION = "se-http"
 """The session of calls that come over HTTP; it is always there."""
