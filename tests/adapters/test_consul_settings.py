@@ -59,7 +59,7 @@ def test_a_consul_that_is_not_there_is_said_in_one_line() -> None:
     store = ConsulStore(ConsulSettings("http://127.0.0.1:1"))
     with pytest.raises(
         ConsulUnreachableError,
-        match=r"^Consul at http://127\.0\.0\.1:1 did not answer \(.*Connection refused\)\. Check that it runs",
+        match=r"^Consul at http://127\.0\.0\.1:1 did not answer \(.*Connection refused\); check that it runs",
     ):
         store.get("key")
     store.close()
