@@ -60,7 +60,13 @@ class Journal(Protocol):
         """How much the journal holds now, for the decision to compact."""
         ...
 
-    def close(self) -> None: ...
+    def segment_count(self) -> int:
+        """Segments since the last compaction, likewise: some journals like few better than small ones."""
+        ...
+
+    def close(self) -> None:
+        """Let go. Another thread may call it: an append that waits for its store then ends with `JournalError`."""
+        ...
 
 
 class Sink(Protocol):
@@ -114,8 +120,11 @@ class Registry(Protocol):
 
     def delete(self, key: str) -> None: ...
 
-    def list(self, prefix: str) -> dict[str, Any]:
-        """Every key under `prefix` with its value, sorted by key."""
+    def list(self, prefix: str, on_fault: Callable[[str], None] | None = None) -> dict[str, Any]:
+        """Every key under `prefix` with its value, sorted by key.
+
+        With `on_fault`, a value that cannot be read is left out and told to it; without, that raises `ServiceError`.
+        """
         ...
 
     def close(self) -> None: ...

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nomadfn.cli.cluster import _secrets
-from nomadfn.control.clustered import limits_of, open_blobs
+from nomadfn.control.clustered import journal_bounds, open_blobs
 from nomadfn.control.settings import load_settings
 from nomadfn.exception import InvalidError
 from nomadfn.profiles import Profile, as_table, load_profile
@@ -115,6 +115,6 @@ def test_a_file_address_is_a_folder_and_any_other_one_a_store(tmp_path: Path) ->
 
 def test_without_a_blob_store_values_are_small_and_results_kept_for_an_hour() -> None:
     settings = load_settings({}, {}, Path("/absent"))
-    assert limits_of(Profile("p", blobs="/mnt/nomadfn"), settings) == settings.limits
-    limits = limits_of(Profile("p"), settings)
+    assert journal_bounds(settings.limits, True)[0] == settings.limits
+    limits, _, _ = journal_bounds(settings.limits, False)
     assert (limits.payload_bytes, limits.retention_s) == (128 * 1024, 3600.0)

@@ -52,8 +52,8 @@ MAX_BYTES = 64 * 1024 * 1024
 """Bodies that Consul holds at most: each of its servers needs about three times that in memory."""
 INLINE_BYTES = 48 * 1024
 """Beyond this the base64 and JSON of a transaction cost Consul more than a second request with plain bytes does."""
-INLINE_BYTES_WITH_BLOBS = 1024
-"""A body smaller than this is no more to Consul than the header that would stand for it."""
+INLINE_BYTES_WITH_BLOBS = 512
+"""A body smaller than this is little more to Consul than the header that would stand for it."""
 PATIENCE_S = 600.0
 DELAY_S = 1.0
 """An append that has waited for so long is told of."""
@@ -194,9 +194,8 @@ class ConsulJournal:
         if self.max_bytes is not None and size_bytes > self.max_bytes:
             raise JournalFullError(
                 f"the journal in Consul would hold {size_bytes:,} bytes, over its maximum of {self.max_bytes:,}. "
-                "Wait until spawned inputs are done and results expire, or set blobs in the profile of the cluster "
-                "to a folder or an address such as s3://bucket/prefix: each Consul server needs about three times that "
-                "in memory."
+                "Wait until results have expired, set blobs in the cluster's profile (a folder, or an address such as "
+                "s3://bucket/prefix), or raise limits.spawn_bytes: each Consul server needs three times that in memory."
             )
         value = self._placed(number, f"parts/{number:012}-", f"{number}_", body, self._end + len(body))
         self._commit(number, value)

@@ -57,6 +57,9 @@ class MemoryJournal:
     def size_bytes(self) -> int:
         return sum(map(len, self._snapshot)) + sum(map(len, self._segments))
 
+    def segment_count(self) -> int:
+        return len(self._segments)
+
     def close(self) -> None:
         pass
 
@@ -115,7 +118,7 @@ class MemoryRegistry:
     def delete(self, key: str) -> None:
         self._entries.pop(key, None)
 
-    def list(self, prefix: str) -> dict[str, Any]:
+    def list(self, prefix: str, on_fault: Callable[[str], None] | None = None) -> dict[str, Any]:
         return {key: json.loads(self._entries[key]) for key in sorted(self._entries) if key.startswith(prefix)}
 
     def close(self) -> None:

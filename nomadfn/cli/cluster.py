@@ -83,9 +83,9 @@ def _secrets(profile: Profile) -> dict[str, str]:
 
 def _what_is_kept(profile: Profile, settings: Settings) -> str:
     from nomadfn.adapters.fsspec_blobs import shown
-    from nomadfn.control.clustered import limits_of
+    from nomadfn.control.clustered import journal_bounds
 
-    limits = limits_of(profile, settings)
+    limits, _, _ = journal_bounds(settings.limits, bool(profile.blobs))
     if profile.blobs:
         where = f"payloads and code lie in {shown(profile.blobs)}"
         return f"Results are kept for {limits.retention_s / 86_400:g} days; {where}"

@@ -25,7 +25,7 @@ from nomadfn.control.clustered import (
     consul_settings,
     is_address,
     job_settings,
-    limits_of,
+    journal_bounds,
     nomad_address,
     open_blobs,
 )
@@ -74,7 +74,7 @@ def _token(settings: Settings) -> Finding:
 
 def _blobs(profile: Profile, settings: Settings) -> Finding:
     """Only the control services need to reach it, so what fails here is no fault yet."""
-    limits = limits_of(profile, settings)
+    limits, _, _ = journal_bounds(settings.limits, bool(profile.blobs))
     if not profile.blobs:
         text = (
             f"none: values may have {limits.payload_bytes:,} bytes, and results are kept for "

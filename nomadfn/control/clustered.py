@@ -58,10 +58,16 @@ IDENTITIES_SINCE = (1, 7, 0)
 KNOWN_URLS = 8
 """Addresses of control services that agents are told at most."""
 DELIVERIES_PER_EPOCH = 1 << 40
-PACE = Pace(compact_from_segments=2000)
-"""Of a journal whose bodies lie in a blob store: Consul holds some 250 bytes for each segment."""
-
-RETENTION_WITHOUT_BLOBS_S = 3600.0
+PACE = Pace(compact_from_segments=1000)
+"""Of a journal whose bodies lie in a blob store: Consul holds up to 800 bytes for each segment."""
+SPAWN_BYTES = 48 * 1024 * 1024
+"""`limits.spawn_bytes` where there is no blob store."""
+ROOM = (4, 3)
+"""Such a journal may hold so much of that: what is of no more use has its place, too, until a compaction. At the
+default that is 64 MiB."""
+SEGMENT_BYTES = 1024 * 1024
+RETENTION_S = 3600.0
+"""`limits.retention_s` where there is no blob store."""
 
 BLOB_KINDS = ("payloads", "journal")
 
@@ -102,6 +108,7 @@ class _Member:
     ) -> None:
         self._profile = profile
         self._settings = settings
+        self._limits, self._pace = settings.limits, PACE
         self._tokens = tokens
         self._http_url = http_url
         self._front = front
@@ -210,9 +217,11 @@ class _Member:
 
         async def stand_by(body: dict[str, Any], identity: Identity, session: str) -> Any:
             identity.require_owner()
-            known = [self._http_url, str(body["http_url"]), *self._profile.control_urls, *urls[1:]]
+            url = str(body["http_url"])
+            known = [self._http_url, url, *self._profile.control_urls, *urls[1:]]
             urls[:] = list(dict.fromkeys(known))[:KNOWN_URLS]
             service.agents.look_at(urls)
+            self._log(f"{url} stands by; agents know it")
             return {}
 
         service.operations.add(STAND_BY, stand_by)
@@ -236,7 +245,15 @@ class _Member:
         """The journal, and everything in it."""
         bodies = None if self._blobs is None else self._blobs[1]
         try:
-            opened = partial(ConsulJournal, self._store, self._lease.hold, blobs=bodies, on_delay=self._on_delay)
+            self._limits, self._pace, max_bytes = journal_bounds(self._settings.limits, bodies is not None)
+            opened = partial(
+                ConsulJournal,
+                self._store,
+                self._lease.hold,
+                blobs=bodies,
+                max_bytes=max_bytes,
+                on_delay=self._on_delay,
+            )
             journal = await in_thread(opened)
             return journal, await in_thread(lambda: list(journal.replay()))
         except ports.FencedError as error:
@@ -262,16 +279,15 @@ class _Member:
             target=str(self._profile),
         )
         core = Core(
-            limits_of(self._profile, self._settings),
+            self._limits,
             epoch=epoch,
             capacity=cluster.capacity,
             capacity_reason=cluster.capacity_reason,
             first_delivery=epoch * DELIVERIES_PER_EPOCH + 1,
         )
         seal = Seal(self._tokens.derive_key("values in the registry"))
-        pace = PACE if self._blobs is not None else Pace(room_bytes=journal.max_bytes)
         service = Service(
-            core, cluster, registry, payloads, self._tokens, address, journal, self._on_fatal, secrets, seal, pace
+            core, cluster, registry, payloads, self._tokens, address, journal, self._on_fatal, secrets, seal, self._pace
         )
         address.started_at = service.now()
         bring_back(service, segments)
@@ -312,14 +328,26 @@ def is_address(blobs: str) -> bool:
     return "://" in blobs and not blobs.startswith("file://")
 
 
-def limits_of(profile: Profile, settings: Settings) -> Limits:
-    """The limits that hold: without a blob store everything has to fit into Consul and into frames."""
-    if profile.blobs:
-        return settings.limits
-    return replace(
-        settings.limits,
-        payload_bytes=min(settings.limits.payload_bytes, wire.INLINE_PAYLOAD_BYTES),
-        retention_s=min(settings.limits.retention_s, RETENTION_WITHOUT_BLOBS_S),
+def journal_bounds(limits: Limits, has_blobs: bool) -> tuple[Limits, Pace, int | None]:
+    """The limits in force, the pace of the journal, and how much it may hold, by where its bodies lie.
+
+    Without a blob store that is Consul itself, each of whose servers has all of it in memory; a value has to fit
+    into a frame then.
+    """
+    if has_blobs:
+        return limits, PACE, None
+    spawn_bytes = limits.spawn_bytes or SPAWN_BYTES
+    bounded = replace(
+        limits,
+        spawn_bytes=spawn_bytes,
+        payload_bytes=min(limits.payload_bytes, wire.INLINE_PAYLOAD_BYTES),
+        retention_s=min(limits.retention_s, RETENTION_S),
+    )
+    room_bytes = spawn_bytes * ROOM[0] // ROOM[1]
+    return (
+        bounded,
+        Pace(segment_bytes=SEGMENT_BYTES, compact_from_bytes=spawn_bytes // 4, room_bytes=room_bytes),
+        room_bytes,
     )
 
 

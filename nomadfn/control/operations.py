@@ -150,7 +150,7 @@ class Operations:
             spec = self._service.seal.open(msgspec.convert(entry["spec"], wire.AppSpec))
             self._core.restore_app(now, entry["id"], spec, entry["session"], entry["deployed"], entry["version"])
         self._history.load()
-        self.overrides.take(self._service.registry.list(PREFIX))
+        self.overrides.restore()
 
     def forget_app(self, app_id: str) -> None:
         """A stopped app is not brought back. Blocks."""
@@ -158,7 +158,7 @@ class Operations:
         entry = registry.get(f"apps/{app_id}") or {}
         registry.delete(f"apps/{app_id}")
         name = entry["spec"]["name"] if entry.get("deployed") else app_id
-        for key in registry.list(f"{PREFIX}{name}/"):
+        for key in registry.list(f"{PREFIX}{name}/", self._service.log):
             registry.delete(key)
         if entry.get("deployed"):
             self._history.forget(name)

@@ -40,8 +40,8 @@ from nomadfn.core.state import blob_name
 from nomadfn.exception import Error, InvalidError, ResourceExhaustedError
 
 TICK_RETRY_S = 0.25
-RECOVER_S = 5.0
-"""How long a new leader waits for the containers that the one before has left, before it hands out inputs."""
+RECOVER_S = 20.0
+"""How long a new leader waits for the containers of the one before: longer than the cluster keeps one that is away."""
 RECOVER_POLL_S = 0.01
 LOCAL_SESSION = "se-http"
 """The session of calls that come over HTTP; it is always there."""
@@ -127,7 +127,7 @@ class Service:
     async def leave(self, release: Callable[[], None]) -> None:
         """Write what is there, `release` the lease, and let everybody go, the containers running."""
         self._end_tasks()
-        await asyncio.to_thread(self.writer.close)
+        await self._close_writer()
         await asyncio.to_thread(release)
         for connection in list(self.sessions.values()):
             connection.close("another control service leads")
@@ -150,8 +150,12 @@ class Service:
         self.agents.close("the control service ends")
         for connection in list(self.sessions.values()):
             connection.close(why)
-        await asyncio.to_thread(self.writer.close)
+        await self._close_writer()
         self.desk.close()
+
+    async def _close_writer(self) -> None:
+        if not await asyncio.to_thread(self.writer.close):
+            self.log("the journal takes nothing: what was not acknowledged yet is not kept")
 
     def log(self, text: str) -> None:
         """A line for whoever looks after the service."""

@@ -13,7 +13,7 @@ import math
 
 from nomadfn_agent import wire
 
-from . import retries
+from . import limits, retries
 from .effects import Deliver, Interrupt, Notice, Recall, StopContainer
 from .model import (
     DELAYED,
@@ -214,6 +214,11 @@ def take_outputs(
             drop_blob(state, status, payload)
             function.totals.count([status], -1)
             _retry(state, now, function, one)
+            continue
+        if one.call.durable and (over := limits.check_result(state.limits, state.live_bytes, len(payload))) is not None:
+            drop_blob(state, status, payload)
+            function.totals.count([status], -1)
+            fail(state, now, one, over.error, over.message)
             continue
         finish(state, now, one, status, payload)
     container.progress = now
