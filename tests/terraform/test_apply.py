@@ -33,7 +33,7 @@ CHANGES = """
 module "nomadfn" {
   limits               = { pending_inputs = 5000 }
   environment          = { EXAMPLE = "$${x} %%{ if true }\\"quoted\\" 'é'" }
-  autoscaler_overrides = { "hello/square" = { max_containers = 3, scaledown_window_s = 7 } }
+  autoscaler_overrides = { "hello/square" = { min_containers = 1, max_containers = 3, scaledown_window_s = 7 } }
 }
 """
 """An override file: Terraform lays it over the module's call in the example."""

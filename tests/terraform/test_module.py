@@ -13,6 +13,7 @@ import pytest
 from terraform_runs import Terraform, plugins
 
 from nomadfn.adapters.consul_store import POLICY
+from nomadfn.cli.cluster import SECRETS
 from nomadfn.control.settings import _KINDS
 from nomadfn.core.limits import Limits
 
@@ -96,9 +97,23 @@ def test_the_job_spec_gets_a_value_for_each_of_its_variables_in_its_type() -> No
     assert set(known["expressions"]) == set(spec) - texts
 
 
+def test_the_readme_names_every_input_and_output() -> None:
+    readme = (MODULE / "README.md").read_text()
+    named = {name for line in readme.splitlines() for name in re.findall(r"`(\w+)`", line)}
+    assert set(blocks(source(MODULE), "variable")) | set(blocks(source(MODULE), "output")) <= named
+
+
 def test_the_module_registers_the_job_spec_that_up_registers() -> None:
     [path] = re.findall(r'file\("\$\{path\.module\}/(.*)"\)', source(MODULE))
     assert (MODULE / path).read_text() == nomadfn_jobspecs.read("control.nomad.hcl")
+
+
+def test_the_secrets_that_up_takes_along_are_handed_over_and_never_shown() -> None:
+    items = re.search(r"items = merge\((.*?)\n  \)", source(MODULE), re.DOTALL)
+    assert items
+    assert set(re.findall(r"([A-Z_]+) = ", items[1])) == set(SECRETS)
+    refused = blocks(source(MODULE), "variable")["environment"]["validation"][0]["condition"]
+    assert set(re.findall(r'"([A-Z_]+)"', refused)) == set(SECRETS)
 
 
 def attributes(variable: str) -> set[str]:

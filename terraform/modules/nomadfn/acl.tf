@@ -8,13 +8,16 @@ resource "nomad_acl_policy" "control" {
   rules_hcl   = <<-EOT
     namespace "${local.namespace}" {
       capabilities = ["list-jobs", "read-job", "parse-job", "submit-job", "scale-job", "read-logs"]
-    %{~if !var.workload_identity}
       variables {
+        path "nomadfn/secrets/*" {
+          capabilities = ["read", "write", "destroy"]
+        }
+    %{~if !var.workload_identity}
         path "nomad/jobs/${var.cluster}-fn-*" {
           capabilities = ["write", "destroy"]
         }
-      }
     %{~endif}
+      }
     }
     %{~if var.can_read_nodes}
     node {

@@ -74,6 +74,7 @@ resource "nomad_variable" "control" {
   path      = "nomad/jobs/${local.job_id}"
   items = merge(
     { NOMADFN_TOKEN = local.token },
+    var.metrics_token != null ? { NOMADFN_METRICS_TOKEN = var.metrics_token } : {},
     var.nomad_acl ? { NOMAD_TOKEN = nomad_acl_token.control[0].secret_id } : {},
     var.consul_acl ? { CONSUL_HTTP_TOKEN = data.consul_acl_token_secret_id.control[0].secret_id } : {},
   )

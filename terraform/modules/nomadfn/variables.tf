@@ -31,6 +31,18 @@ variable "token" {
   }
 }
 
+variable "metrics_token" {
+  description = "A token, nf_ and so on like nomadfn's own, that reads /metrics and nothing else. Without one, the owner's is needed for that."
+  type        = string
+  default     = null
+  sensitive   = true
+
+  validation {
+    condition     = var.metrics_token == null || can(regex("^nf_[A-Za-z0-9_-]{16,}$", var.metrics_token))
+    error_message = "A token starts with nf_ and has at least 16 letters, digits, - or _ behind it."
+  }
+}
+
 variable "nomad_address" {
   description = "Where the control services find Nomad, on the nodes that they run on."
   type        = string
@@ -202,7 +214,7 @@ variable "control" {
 }
 
 variable "insecure_plaintext" {
-  description = "Accept that tokens and data cross the network between nodes unencrypted. Needed wherever Nomad gives the control services an address that is not loopback, unless a TLS proxy stands before them."
+  description = "Accept that tokens and data cross the network unencrypted. Needed wherever Nomad gives the control services an address that is not loopback; without it they refuse to start there."
   type        = bool
   default     = false
 }
@@ -219,7 +231,7 @@ variable "environment" {
   default     = {}
 
   validation {
-    condition     = length(setintersection(keys(var.environment), ["NOMADFN_TOKEN", "NOMAD_TOKEN", "CONSUL_HTTP_TOKEN"])) == 0
+    condition     = length(setintersection(keys(var.environment), ["NOMADFN_TOKEN", "NOMADFN_METRICS_TOKEN", "NOMAD_TOKEN", "CONSUL_HTTP_TOKEN"])) == 0
     error_message = "Tokens do not belong into environment, which everyone sees who may read the job; this module hands them over as a Nomad variable."
   }
 }
