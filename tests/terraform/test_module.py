@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,16 @@ def bare(value: Any) -> Any:
     return value[1:-1] if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] == '"' else value
 
 
+@cache
+def parsed(text: str) -> dict[str, Any]:
+    whole: dict[str, Any] = bare(hcl2.loads(text))
+    return whole
+
+
 def blocks(text: str, kind: str) -> dict[str, Any]:
     """The blocks of a kind by their name; resources and data by both of their labels."""
     found: dict[str, Any] = {}
-    for block in bare(hcl2.loads(text)).get(kind, []):
+    for block in parsed(text).get(kind, []):
         for name, content in block.items():
             if kind in ("resource", "data"):
                 found |= {f"{name}.{label}": body for label, body in content.items()}
