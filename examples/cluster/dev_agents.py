@@ -225,7 +225,7 @@ def _free_ports(count: int) -> list[int]:
 
 def _kill_all_of(folder: Path) -> None:
     """What was started for allocations in `folder` and still runs: Nomad's executors first, then their tasks."""
-    mark = f"{folder}/".encode()
+    mark = str(folder).encode()
     for name in ("cmdline", "environ"):
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):  # it has ended, or is another user's
