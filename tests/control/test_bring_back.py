@@ -11,6 +11,7 @@ from nomadfn_agent import wire
 
 from nomadfn import ports
 from nomadfn.adapters.directory_blobs import DirectoryBlobs
+from nomadfn.adapters.file_secrets import FileSecrets
 from nomadfn.adapters.memory import MemoryCluster, MemoryJournal, MemoryRegistry
 from nomadfn.control.address import Address
 from nomadfn.control.service import Service
@@ -59,7 +60,8 @@ def test_no_container_starts_before_it_is_known_which_ones_run_already(tmp_path:
         cluster = Opening()
         core = Core(Limits(), epoch=2)
         blobs, tokens = DirectoryBlobs(str(tmp_path)), Tokens("nf_" + "o" * 43)
-        service = Service(core, cluster, registry, blobs, tokens, Address(), MemoryJournal(), faults.append)
+        journal, named = MemoryJournal(), FileSecrets(tmp_path)
+        service = Service(core, cluster, registry, blobs, tokens, Address(), journal, faults.append, named)
         bring_back(service, [])
         await turns()  # the listener of the websockets opens meanwhile
         await service.start(lambda: 0)
