@@ -14,7 +14,7 @@ import pytest
 from terraform_runs import Terraform, plugins
 
 from nomadfn.adapters.consul_store import POLICY
-from nomadfn.cli.cluster import SECRETS
+from nomadfn.cli.cluster import SECRETS, STORE_PREFIXES
 from nomadfn.control.settings import _KINDS
 from nomadfn.core.limits import Limits
 
@@ -121,6 +121,9 @@ def test_the_secrets_that_up_takes_along_are_handed_over_and_never_shown() -> No
     assert set(re.findall(r"([A-Z_]+) = ", items[1])) == set(SECRETS)
     refused = blocks(source(MODULE), "variable")["environment"]["validation"][0]["condition"]
     assert set(re.findall(r'"([A-Z_]+)"', refused)) == set(SECRETS)
+    assert "var.blob_credentials" in items[1]
+    taken = blocks(source(MODULE), "variable")["blob_credentials"]["validation"][0]["condition"]
+    assert f"({'|'.join(STORE_PREFIXES)})" in taken
 
 
 def attributes(variable: str) -> set[str]:

@@ -73,6 +73,7 @@ resource "nomad_variable" "control" {
   namespace = local.namespace
   path      = "nomad/jobs/${local.job_id}"
   items = merge(
+    var.blob_credentials,
     { NOMADFN_TOKEN = local.token },
     var.metrics_token != null ? { NOMADFN_METRICS_TOKEN = var.metrics_token } : {},
     var.nomad_acl ? { NOMAD_TOKEN = nomad_acl_token.control[0].secret_id } : {},

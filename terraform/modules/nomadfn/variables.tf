@@ -10,12 +10,25 @@ variable "cluster" {
 }
 
 variable "blobs" {
-  description = "Folder for code, arguments and results. Programs, control services and containers all see it under this path (NFS, or the same disk on one machine)."
+  description = "Where code, large values and the bodies of the journal lie: a folder that every control service sees, or an address such as s3://bucket/prefix. Empty: in Consul, within narrow limits."
   type        = string
+  default     = ""
 
   validation {
-    condition     = startswith(var.blobs, "/")
-    error_message = "Give blobs as an absolute path, such as /mnt/nomadfn."
+    condition     = var.blobs == "" || startswith(var.blobs, "/") || can(regex("^[a-z0-9+]+://", var.blobs))
+    error_message = "Give blobs as an absolute path, such as /mnt/nomadfn, or as an address, such as s3://bucket/prefix."
+  }
+}
+
+variable "blob_credentials" {
+  description = "Variables for the package behind the address in blobs: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and so on. They reach the control services as the other secrets do."
+  type        = map(string)
+  default     = {}
+  sensitive   = true
+
+  validation {
+    condition     = alltrue([for name in keys(var.blob_credentials) : can(regex("^(AWS_|AZURE_STORAGE_|FSSPEC_)", name))])
+    error_message = "blob_credentials have names that begin with AWS_, AZURE_STORAGE_ or FSSPEC_."
   }
 }
 
