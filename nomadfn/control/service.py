@@ -89,7 +89,8 @@ class Service:
         self._clock_base = time.time() - time.monotonic()
         self.loop = asyncio.get_running_loop()
         self._journal_waiters: list[asyncio.Future[None]] = []
-        self._scheduled = False
+        self._scheduled = True
+        """Nothing is carried out before `start` has opened the cluster and knows what runs there already."""
         self._ticker: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.writer = DurableWriter(
