@@ -1,0 +1,97 @@
+"""What nomadfn is meant to reach, and whether a run has reached it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from .contenders import CONTENDERS, OURS, POOL, RAY_ACTORS, RAY_TASKS
+from .report import RATES, MEASURES, Report, number
+
+EMPTY, FULL = "none pending", "1,000,000 pending"
+HELP, RUN = "nomadfn --help", "nomadfn run hello.py"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`measure` of nomadfn against `bound`: a figure, or with `times` that many times the median of `against`."""
+
+    measure: str
+    bound: float
+    against: str = ""
+    """A contender; `queue` is the best peer with a queue, `peer` the best of all peers."""
+    contender: str = OURS
+    of: str = ""
+    """The measure to compare with, if it is another one."""
+
+
+GOALS = {
+    "map of 10,000 no-ops": [Goal("noops", 40, "queue"), Goal("noops", 10, POOL)],
+    "map of 10,000 × 1 KiB": [Goal("kibibytes", 30, "queue")],
+    "one call, p50": [Goal("call-p50", 1.3, POOL), Goal("call-p50", 0.3, RAY_ACTORS)],
+    "one call, p99": [Goal("call-p99", 3, OURS, of="call-p50")],
+    "map of 200 × 10 ms on 2 containers": [Goal("sleeps", 98)],
+    "durable spawns, accepted to all done": [Goal("spawns-done", 10, "peer")],
+    "durable spawns, acknowledged": [Goal("spawns-accepted", 20_000)],
+    "1,000,000 pending: memory": [Goal("pending-bytes", 700, contender=FULL)],
+    "1,000,000 pending: submit": [Goal("pending-submit", 0.8, EMPTY, FULL)],
+    "1,000,000 pending: dispatch": [Goal("pending-dispatch", 0.8, EMPTY, FULL)],
+    "1,000,000 pending: restart and replay": [Goal("pending-restart", 15, contender=FULL)],
+    "start of a local container to its first result": [Goal("cold-start", 40)],
+    "`nomadfn --help` from the shell": [Goal("commands", 150, contender=HELP)],
+    "`nomadfn run hello.py` from the shell to the result": [Goal("commands", 400, contender=RUN)],
+    "64 MiB in and out on one host": [Goal("large", 1, RAY_TASKS)],
+    "no-ops beside 10 that hold the GIL": [Goal("mixed-gil", 1.5)],
+    "no-ops beside 10 that sleep": [Goal("mixed-sleep", 1.5)],
+}
+
+
+def markdown(report: Report) -> str:
+    lines = ["| | goal | measured | |", "|---|---|---|---|"]
+    for what, goals in GOALS.items():
+        for goal in goals:
+            asked, measured, reached = _judge(report, goal)
+            verdict = {True: "reached", False: "**not reached**", None: "not measured"}[reached]
+            lines.append(f"| {what} | {asked} | {measured} | {verdict} |")
+    return "\n".join(lines)
+
+
+def _judge(report: Report, goal: Goal) -> tuple[str, str, bool | None]:
+    """The goal in words, what was measured, and whether that reaches it; None where it was not measured."""
+    unit = MEASURES[goal.measure][1]
+    at_least = unit in RATES
+    sign, holds = ("≥", float.__ge__) if at_least else ("≤", float.__le__)
+    ours = report.median(goal.measure, goal.contender)
+    if not goal.against:
+        reached = None if ours is None else holds(float(ours), float(goal.bound))
+        return f"{sign} {number(goal.bound)} {unit}", _with_unit(ours, unit), reached
+    other, theirs = _other(report, goal, max if at_least else min)
+    asked = f"{sign} {number(goal.bound)} × {other}"
+    if ours is None or not theirs:
+        return asked, "", None
+    return asked, f"{number(ours / theirs)} ×", holds(ours / theirs, float(goal.bound))
+
+
+def _other(report: Report, goal: Goal, best: Callable[..., str]) -> tuple[str, float | None]:
+    """Whom nomadfn is compared with, in words, and their median."""
+    measure = goal.of or goal.measure
+    if goal.against not in ("queue", "peer"):
+        name = "its p50" if goal.of else CONTENDERS[goal.against].title if goal.against in CONTENDERS else "an empty queue's"
+        return name, report.median(measure, goal.against)
+    rates = dict(_peers(report, measure, queues_only=goal.against == "queue"))
+    kind = "queue-based peer" if goal.against == "queue" else "peer"
+    if not rates:
+        return f"the best {kind}", None
+    name = best(rates, key=rates.__getitem__)
+    return f"the best {kind} ({CONTENDERS[name].title})", rates[name]
+
+
+def _peers(report: Report, measure: str, *, queues_only: bool) -> Iterator[tuple[str, float]]:
+    for name, entry in CONTENDERS.items():
+        median = report.median(measure, name)
+        if entry.is_peer and median is not None and (entry.is_queue or not queues_only):
+            yield name, median
+
+
+def _with_unit(value: float | None, unit: str) -> str:
+    return "" if value is None else f"{number(value)} {unit}"
