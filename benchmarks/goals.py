@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .contenders import CONTENDERS, OURS, POOL, RAY_ACTORS, RAY_TASKS
-from .report import RATES, MEASURES, Report, number
+from .report import MEASURES, RATES, Report, number
 
 EMPTY, FULL = "none pending", "1,000,000 pending"
 HELP, RUN = "nomadfn --help", "nomadfn run hello.py"
@@ -76,8 +76,8 @@ def _other(report: Report, goal: Goal, best: Callable[..., str]) -> tuple[str, f
     """Whom nomadfn is compared with, in words, and their median."""
     measure = goal.of or goal.measure
     if goal.against not in ("queue", "peer"):
-        name = "its p50" if goal.of else CONTENDERS[goal.against].title if goal.against in CONTENDERS else "an empty queue's"
-        return name, report.median(measure, goal.against)
+        title = CONTENDERS[goal.against].title if goal.against in CONTENDERS else "an empty queue's"
+        return "its p50" if goal.of else title, report.median(measure, goal.against)
     rates = dict(_peers(report, measure, queues_only=goal.against == "queue"))
     kind = "queue-based peer" if goal.against == "queue" else "peer"
     if not rates:

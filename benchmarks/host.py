@@ -196,7 +196,5 @@ def main(name: str, folder: str) -> None:
     serve(CONTENDERS[name].load(), Path(folder), say)
 
 
-
-
 if __name__ == "__main__":
     main(*sys.argv[1:])

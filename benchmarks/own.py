@@ -26,7 +26,11 @@ def square(x):
 def main():
     print(square.remote(7))
 """
-COMMANDS = {RUN: ["nomadfn", "run", "hello.py"], HELP: ["nomadfn", "--help"], "python -c ''": [sys.executable, "-c", ""]}
+COMMANDS = {
+    RUN: ["nomadfn", "run", "hello.py"],
+    HELP: ["nomadfn", "--help"],
+    "python -c ''": [sys.executable, "-c", ""],
+}
 
 
 def measure(report: Report, pending: int, rounds: int, say: Callable[[str], None]) -> None:

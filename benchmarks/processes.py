@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 MARK = "NOMADFN_BENCH_MARK"
@@ -30,7 +29,14 @@ def marked(mark: str) -> list[int]:
 
 def cpu_s(mark: str) -> float:
     """Seconds of CPU that the threads of all marked processes have used since they began, user and system."""
-    return sum(_cpu_ns(pid) for pid in marked(mark)) / 1e9
+    return sum(map(process_cpu_s, marked(mark)))
+
+
+def process_cpu_s(pid: int) -> float:
+    """One process's seconds of CPU, of all its threads, in the scheduler's nanoseconds: the ticks of `/proc/PID/stat`
+    are as long as what is measured."""
+    times = [_read(str(path)).split() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    return sum(int(time[0]) for time in times if time) / 1e9
 
 
 def memory_bytes(mark: str) -> int:
@@ -56,17 +62,6 @@ def end(mark: str) -> list[str]:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
     return killed
-
-
-def _cpu_ns(pid: int) -> int:
-    """In nanoseconds, from the scheduler: the ticks of `/proc/PID/stat` are as long as what is measured."""
-    return sum(int(_read(str(path)).split()[0] or 0) for path in _threads(pid))
-
-
-def _threads(pid: int) -> Iterator[Path]:
-    for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-        if _read(str(task)):
-            yield task
 
 
 def _environment(pid: str) -> list[bytes]:

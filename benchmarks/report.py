@@ -105,9 +105,9 @@ def title(contender: str) -> str:
 
 
 def order(result: Result) -> list[str]:
-    """nomadfn and its own rows as they came, then the known contenders in their order."""
+    """The contenders in their order, then other rows as they came."""
     known = [name for name in CONTENDERS if name in result.values]
-    return [name for name in result.values if name not in CONTENDERS] if not known else known
+    return known + [name for name in result.values if name not in CONTENDERS]
 
 
 def markdown(report: Report) -> str:
@@ -152,7 +152,8 @@ def _rows(name: str, result: Result) -> list[str]:
         first = (what, unit) if not position else ("", "")
         spread = f"{number(min(values))} to {number(max(values))}" if len(values) > 1 else ""
         cpu = number(statistics.median(cpu_us)) if cpu_us else ""
-        rows.append(f"| {first[0]} | {first[1]} | {title(contender)} | {number(median)} | {spread} | {better} | {cpu} |")
+        cells = (*first, title(contender), number(median), spread, better, cpu)
+        rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 

@@ -1,4 +1,4 @@
-"""nomadfn with a private control service: authentication, limits, retries, a record of each input, a durable journal."""
+"""nomadfn with a private control service and everything on: authentication, limits, retries, a durable journal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from benchmarks import bodies
 from . import WORKERS
 
 app = nomadfn.App("benchmarks")
-FUNCTIONS = {body.__name__: app.function(max_containers=WORKERS)(body) for body in (bodies.noop, bodies.echo, bodies.mark)}
+SHORT = (bodies.noop, bodies.echo, bodies.mark)
+FUNCTIONS = {body.__name__: app.function(max_containers=WORKERS)(body) for body in SHORT}
 # A second of work is not worth a second container to the autoscaler; the others have two in any case.
 FUNCTIONS["sleep"] = app.function(min_containers=WORKERS, max_containers=WORKERS)(bodies.sleep)
 

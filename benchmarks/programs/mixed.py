@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 
 import nomadfn
 from benchmarks import bodies
@@ -36,21 +37,20 @@ def main(rounds: int) -> None:
     list(pool.map(bodies.sleep, [0.2] * CONTAINERS))  # forked while this process has no thread of nomadfn's
     with pool, app.run():
         for name, function in FUNCTIONS.items():
-            body = bodies.BODIES[name]
-
-            def by_pool(inputs: list[int], body: Callable[[int], Times] = body) -> Iterable[Times]:
-                for future in as_completed([pool.submit(body, value) for value in inputs]):
-                    yield future.result()
-
             mappings: dict[str, Mapping] = {
-                "nomadfn": lambda inputs, function=function: function.map(inputs, order_outputs=False),
-                "ProcessPoolExecutor(4)": by_pool,
+                "nomadfn": partial(function.map, order_outputs=False),
+                "ProcessPoolExecutor(4)": partial(by_pool, pool, bodies.BODIES[name]),
             }
             for contender, mapping in mappings.items():
                 list(mapping([0] * INPUTS))
                 values = figures[name].setdefault(contender, [])
                 values += [slowdown(mapping) for _ in range(rounds)]
     tell(figures)
+
+
+def by_pool(pool: ProcessPoolExecutor, body: Callable[[int], Times], inputs: list[int]) -> Iterable[Times]:
+    for future in as_completed([pool.submit(body, value) for value in inputs]):
+        yield future.result()
 
 
 def slowdown(mapping: Mapping) -> float:

@@ -17,13 +17,12 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nomadfn
 from benchmarks import bodies, processes
-from benchmarks.programs import own_mark, tell
+from benchmarks.programs import costed, own_mark, tell
 
 PAYLOAD = b"p" * 200
 PROBES = 4
@@ -103,14 +102,6 @@ def timed_call_ms() -> float:
     started_s = time.perf_counter()
     beside.remote()
     return (time.perf_counter() - started_s) * 1000
-
-
-def costed(work: Callable[[], Any], count: int) -> tuple[float, float]:
-    """Inputs a second, and microseconds of CPU an input in all processes."""
-    before_s, started_s = processes.cpu_s(own_mark()), time.perf_counter()
-    work()
-    taken_s = time.perf_counter() - started_s
-    return count / taken_s, (processes.cpu_s(own_mark()) - before_s) / count * 1e6
 
 
 def restart(expected: int) -> float:
