@@ -47,43 +47,46 @@ GOALS = {
 
 
 def markdown(report: Report) -> str:
-    lines = ["| | goal | measured | |", "|---|---|---|---|"]
+    """A row a goal. Beside a ratio of figures stands that of the CPU time an input, turned so that more is better."""
+    lines = ["| | goal | measured | | in CPU time |", "|---|---|---|---|---|"]
     for what, goals in GOALS.items():
         for goal in goals:
-            asked, measured, reached = _judge(report, goal)
+            asked, measured, reached, cpu = _judge(report, goal)
             verdict = {True: "reached", False: "**not reached**", None: "not measured"}[reached]
-            lines.append(f"| {what} | {asked} | {measured} | {verdict} |")
+            lines.append(f"| {what} | {asked} | {measured} | {verdict} | {cpu} |")
     return "\n".join(lines)
 
 
-def _judge(report: Report, goal: Goal) -> tuple[str, str, bool | None]:
-    """The goal in words, what was measured, and whether that reaches it; None where it was not measured."""
+def _judge(report: Report, goal: Goal) -> tuple[str, str, bool | None, str]:
+    """The goal in words, what was measured, whether that reaches it (None: not measured), and the ratio of CPU time."""
     unit = MEASURES[goal.measure][1]
     at_least = unit in RATES
     sign, holds = ("≥", float.__ge__) if at_least else ("≤", float.__le__)
     ours = report.median(goal.measure, goal.contender)
     if not goal.against:
         reached = None if ours is None else holds(float(ours), float(goal.bound))
-        return f"{sign} {number(goal.bound)} {unit}", _with_unit(ours, unit), reached
-    other, theirs = _other(report, goal, max if at_least else min)
-    asked = f"{sign} {number(goal.bound)} × {other}"
+        return f"{sign} {number(goal.bound)} {unit}", _with_unit(ours, unit), reached, ""
+    name, words = _other(report, goal, max if at_least else min)
+    theirs = report.median(goal.of or goal.measure, name)
+    asked = f"{sign} {number(goal.bound)} × {words}"
     if ours is None or not theirs:
-        return asked, "", None
-    return asked, f"{number(ours / theirs)} ×", holds(ours / theirs, float(goal.bound))
+        return asked, "", None, ""
+    cpu = [report.cpu_us(goal.measure, contender) for contender in (name, goal.contender)]
+    ratio = f"{number(cpu[0] / cpu[1])} × less" if cpu[0] and cpu[1] and not goal.of else ""
+    return asked, f"{number(ours / theirs)} ×", holds(ours / theirs, float(goal.bound)), ratio
 
 
-def _other(report: Report, goal: Goal, best: Callable[..., str]) -> tuple[str, float | None]:
-    """Whom nomadfn is compared with, in words, and their median."""
-    measure = goal.of or goal.measure
+def _other(report: Report, goal: Goal, best: Callable[..., str]) -> tuple[str, str]:
+    """Whom nomadfn is compared with: the contender, and in words."""
     if goal.against not in ("queue", "peer"):
         title = CONTENDERS[goal.against].title if goal.against in CONTENDERS else "an empty queue's"
-        return "its p50" if goal.of else title, report.median(measure, goal.against)
-    rates = dict(_peers(report, measure, queues_only=goal.against == "queue"))
+        return goal.against, "its p50" if goal.of else title
+    medians = dict(_peers(report, goal.measure, queues_only=goal.against == "queue"))
     kind = "queue-based peer" if goal.against == "queue" else "peer"
-    if not rates:
-        return f"the best {kind}", None
-    name = best(rates, key=rates.__getitem__)
-    return f"the best {kind} ({CONTENDERS[name].title})", rates[name]
+    if not medians:
+        return "", f"the best {kind}"
+    name = best(medians, key=medians.__getitem__)
+    return name, f"the best {kind} ({CONTENDERS[name].title})"
 
 
 def _peers(report: Report, measure: str, *, queues_only: bool) -> Iterator[tuple[str, float]]:

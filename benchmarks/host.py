@@ -109,7 +109,8 @@ def serve(contender: Contender, folder: Path, say: Callable[[dict[str, Any]], No
             try:
                 say(perform(contender, folder, **command))
             except Exception as error:
-                say({"error": f"{type(error).__name__}: {error}"[:1000]})
+                cause = f" ({error.__cause__!r})" if error.__cause__ is not None else ""
+                say({"error": f"{type(error).__name__}: {error}{cause}"[:1000]})
     finally:
         contender.stop()
 

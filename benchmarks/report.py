@@ -69,6 +69,11 @@ class Report:
         result = self.results.get(measure)
         return None if result is None else result.median(contender)
 
+    def cpu_us(self, measure: str, contender: str) -> float | None:
+        """Median of the CPU microseconds an input."""
+        values = self.results[measure].cpu_us.get(contender) if measure in self.results else None
+        return statistics.median(values) if values else None
+
     def write_json(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         measures = {name: dict(zip(("title", "unit"), MEASURES[name], strict=True)) for name in self.results}

@@ -35,7 +35,7 @@ class CeleryOnRedis:
         self._worker = subprocess.Popen(command, env=os.environ | {"C_FORCE_ROOT": "1"})
 
     def map(self, body: str, inputs: Sequence[Any]) -> Sequence[Any]:
-        results: list[Any] = group(TASKS[body].s(value) for value in inputs).apply_async().join_native(interval=0)
+        results: list[Any] = group(TASKS[body].s(value) for value in inputs).apply_async().get()
         return results
 
     def call(self, body: str, value: Any) -> Any:

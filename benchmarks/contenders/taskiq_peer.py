@@ -18,7 +18,7 @@ from benchmarks.bodies import BODIES
 from . import WORKERS
 
 REDIS = os.environ.get("NOMADFN_BENCH_REDIS", "")
-AT_ONCE = 100
+AT_ONCE = 50
 WAIT_S = 300.0
 Value = TypeVar("Value")
 
