@@ -8,30 +8,31 @@ from dataclasses import dataclass
 from .contenders import CONTENDERS, OURS, POOL, RAY_ACTORS, RAY_TASKS
 from .report import MEASURES, RATES, Report, number
 
+BEST_PEER = "the best peer"
 EMPTY, FULL = "none pending", "1,000,000 pending"
 HELP, RUN = "nomadfn --help", "nomadfn run hello.py"
 
 
 @dataclass(frozen=True)
 class Goal:
-    """`measure` of nomadfn against `bound`: a figure, or with `times` that many times the median of `against`."""
+    """`measure` of nomadfn against `bound`: a figure, or that many times the median of `against`."""
 
     measure: str
     bound: float
     against: str = ""
-    """A contender; `queue` is the best peer with a queue, `peer` the best of all peers."""
+    """A contender, or BEST_PEER."""
     contender: str = OURS
     of: str = ""
     """The measure to compare with, if it is another one."""
 
 
 GOALS = {
-    "map of 10,000 no-ops": [Goal("noops", 40, "queue"), Goal("noops", 10, POOL)],
-    "map of 10,000 × 1 KiB": [Goal("kibibytes", 30, "queue")],
+    "map of 10,000 no-ops": [Goal("noops", 40, BEST_PEER), Goal("noops", 10, POOL)],
+    "map of 10,000 × 1 KiB": [Goal("kibibytes", 30, BEST_PEER)],
     "one call, p50": [Goal("call-p50", 1.3, POOL), Goal("call-p50", 0.3, RAY_ACTORS)],
     "one call, p99": [Goal("call-p99", 3, OURS, of="call-p50")],
     "map of 200 × 10 ms on 2 containers": [Goal("sleeps", 98)],
-    "durable spawns, accepted to all done": [Goal("spawns-done", 10, "peer")],
+    "durable spawns, accepted to all done": [Goal("spawns-done", 10, BEST_PEER)],
     "durable spawns, acknowledged": [Goal("spawns-accepted", 20_000)],
     "1,000,000 pending: memory": [Goal("pending-bytes", 700, contender=FULL)],
     "1,000,000 pending: submit": [Goal("pending-submit", 0.8, EMPTY, FULL)],
@@ -78,21 +79,20 @@ def _judge(report: Report, goal: Goal) -> tuple[str, str, bool | None, str]:
 
 def _other(report: Report, goal: Goal, best: Callable[..., str]) -> tuple[str, str]:
     """Whom nomadfn is compared with: the contender, and in words."""
-    if goal.against not in ("queue", "peer"):
+    if goal.against != BEST_PEER:
         title = CONTENDERS[goal.against].title if goal.against in CONTENDERS else "an empty queue's"
         return goal.against, "its p50" if goal.of else title
-    medians = dict(_peers(report, goal.measure, queues_only=goal.against == "queue"))
-    kind = "queue-based peer" if goal.against == "queue" else "peer"
+    medians = dict(_peers(report, goal.measure))
     if not medians:
-        return "", f"the best {kind}"
+        return "", BEST_PEER
     name = best(medians, key=medians.__getitem__)
-    return name, f"the best {kind} ({CONTENDERS[name].title})"
+    return name, f"{BEST_PEER} ({CONTENDERS[name].title})"
 
 
-def _peers(report: Report, measure: str, *, queues_only: bool) -> Iterator[tuple[str, float]]:
+def _peers(report: Report, measure: str) -> Iterator[tuple[str, float]]:
     for name, entry in CONTENDERS.items():
         median = report.median(measure, name)
-        if entry.is_peer and median is not None and (entry.is_queue or not queues_only):
+        if entry.is_peer and median is not None:
             yield name, median
 
 

@@ -66,11 +66,12 @@ PARTS = {
             "submit": "handing in, inputs/s",
             **MAP,
             **CALL,
+            "dispatch_cpu_us": "done from there to half, CPU µs an input",
             "dispatch": "done from there to half, inputs/s",
             "bytes": "bytes each",
         },
         {
-            "CPU µs an input, by what is pending": ("submit_cpu_us", "map_cpu_us", "call_cpu_us"),
+            "CPU µs an input, by what is pending": ("submit_cpu_us", "dispatch_cpu_us", "map_cpu_us", "call_cpu_us"),
             "inputs/s, by what is pending": ("submit", "map", "dispatch"),
         },
     ),

@@ -83,7 +83,7 @@ def pending_spawns(report: Report, total: int) -> None:
             for value, cpu_us in zip(row[key], row[f"{key}_cpu_us"], strict=True):
                 report.add(measure_name, contender, value, cpu_us)
     for contender, key in ((EMPTY, "dispatch_empty"), (full, "dispatch_full")):
-        for value in figures[key]:
-            report.add("pending-dispatch", contender, value)
+        for value, cpu_us in figures[key]:
+            report.add("pending-dispatch", contender, value, cpu_us)
     report.add("pending-bytes", full, figures["depths"][-1]["bytes"])
     report.add("pending-restart", full, figures["restart_s"])

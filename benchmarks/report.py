@@ -85,7 +85,7 @@ def describe_machine(versions: dict[str, str]) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "processor": _processor(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}",
         "versions": {"Python": platform.python_version(), **versions},
         "load_before": os.getloadavg()[0],
     }
@@ -138,6 +138,8 @@ def about(report: Report) -> str:
         f"{machine['cores']} cores of {machine['processor']}, {machine['memory_gib']} GiB, {machine['system']}; "
         f"{versions}. Load average {machine['load_before']:.1f} before and {machine['load_after']:.1f} after"
     )
+    if machine["load_before"] > machine["cores"]:
+        text += " (the machine was busy with other work: believe the CPU time, not the clock)"
     if report.loads:
         every = [load for turns in report.loads.values() for turn in turns for load in turn]
         text += f", {min(every):.1f} to {max(every):.1f} while contenders had their turns"

@@ -21,12 +21,12 @@ def row(text: str, what: str) -> str:
     return next(line for line in text.splitlines() if what in line)
 
 
-def test_a_goal_is_judged_against_the_best_peer_with_a_queue() -> None:
+def test_a_goal_is_judged_against_the_best_peer() -> None:
     measured = Report(MACHINE)
     for name, rate in ((OURS, 4000.0), (POOL, 1000.0), ("huey", 50.0), ("celery", 100.0)):
         measured.add("noops", name, rate, cpu_us=2e6 / rate)
     verdicts = goals.markdown(measured)
-    assert "best queue-based peer (Celery) | 40 × | reached |" in verdicts
+    assert "best peer (Celery) | 40 × | reached |" in verdicts
     assert "≥ 10 × ProcessPoolExecutor, chunk 1 | 4 × | **not reached** | 4 × less |" in verdicts
     assert "| not measured |" in row(verdicts, "memory")
 

@@ -45,8 +45,6 @@ class Entry:
     is_peer: bool = True
     """Needs the peers' environment."""
     needs_redis: bool = False
-    is_queue: bool = True
-    """Keeps work in a queue outside of the program, as nomadfn does; an executor does not."""
     cases: frozenset[str] = ALL_CASES
 
     def load(self) -> Contender:
@@ -61,12 +59,11 @@ RAY_ACTORS = "ray-actors"
 RAY_TASKS = "ray-tasks"
 CONTENDERS = {
     OURS: Entry("nomadfn", "ours:Nomadfn", is_peer=False),
-    POOL: Entry("ProcessPoolExecutor, chunk 1", "pool:Pool", is_peer=False, is_queue=False),
+    POOL: Entry("ProcessPoolExecutor, chunk 1", "pool:Pool", is_peer=False),
     "pool-64": Entry(
         "ProcessPoolExecutor, chunk 64",
         "pool:ChunkedPool",
         is_peer=False,
-        is_queue=False,
         cases=frozenset(("noops", "kibibytes")),
     ),
     RAY_TASKS: Entry("Ray tasks", "ray_peer:RayTasks"),

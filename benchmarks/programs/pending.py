@@ -28,6 +28,8 @@ PAYLOAD = b"p" * 200
 PROBES = 4
 CALLS = 300
 STALLED_S = 60.0
+Sample = tuple[float, int, float]
+"""Time in s, inputs pending, seconds of CPU that all processes have used."""
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "nomadfn")
 
 app = nomadfn.App("pending")
@@ -61,7 +63,7 @@ def main(depths: list[int]) -> None:
     figures["dispatch_full"] = [between(samples, most - step * n, most - step * (n + 1)) for n in range(PROBES)]
     figures["dispatch_empty"] = [between(samples, step * (n + 1), step * n) for n in range(PROBES)]
     for row in figures["depths"]:
-        row["dispatch"] = between(samples, max(row["depth"], 5000), row["depth"] // 2)
+        row["dispatch"], row["dispatch_cpu_us"] = between(samples, max(row["depth"], 5000), row["depth"] // 2)
     command("down")
     tell(figures)
 
@@ -119,9 +121,10 @@ def restart(expected: int) -> float:
     return taken_s
 
 
-def backlog_samples() -> list[tuple[float, int]]:
-    """(time in s, inputs pending) until none are; ends with an error when nothing moves for a minute."""
-    samples: list[tuple[float, int]] = []
+def backlog_samples() -> list[Sample]:
+    """Until no inputs are pending; ends with an error when nothing moves for a minute."""
+    samples: list[Sample] = []
+    pids = processes.marked(own_mark())
     moved = time.perf_counter()
     while not samples or samples[-1][1]:
         now, backlog = time.perf_counter(), gated.get_current_stats().backlog
@@ -129,17 +132,18 @@ def backlog_samples() -> list[tuple[float, int]]:
             moved = now
         if now - moved > STALLED_S:
             raise RuntimeError(f"{backlog:,} spawned inputs are pending, and none was taken for a minute")
-        samples.append((now, backlog))
+        samples.append((now, backlog, sum(map(processes.process_cpu_s, pids))))
         time.sleep(0.01)
     return samples
 
 
-def between(samples: list[tuple[float, int]], high: int, low: int) -> float:
-    """Inputs a second while the backlog fell from `high` to `low`."""
+def between(samples: list[Sample], high: int, low: int) -> tuple[float, float]:
+    """Inputs a second while the backlog fell from `high` to `low`, and CPU microseconds an input."""
     above = [sample for sample in samples if sample[1] >= high] or samples[:1]
     below = [sample for sample in samples if sample[1] <= low]
-    (first_s, first), (last_s, last) = above[-1], below[0]
-    return (first - last) / max(last_s - first_s, 1e-9)
+    (first_s, first, first_cpu_s), (last_s, last, last_cpu_s) = above[-1], below[0]
+    count = max(1, first - last)
+    return count / max(last_s - first_s, 1e-9), (last_cpu_s - first_cpu_s) / count * 1e6
 
 
 if __name__ == "__main__":
