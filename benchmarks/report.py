@@ -143,7 +143,8 @@ def about(report: Report) -> str:
     if report.loads:
         every = [load for turns in report.loads.values() for turn in turns for load in turn]
         text += f", {min(every):.1f} to {max(every):.1f} while contenders had their turns"
-    return f"{text}; {machine['wall_s']:.0f} s in all."
+    rounds = f"{machine['rounds']} rounds, " if "rounds" in machine else ""
+    return f"{text}; {rounds}{machine['wall_s']:.0f} s in all."
 
 
 def _rows(name: str, result: Result) -> list[str]:

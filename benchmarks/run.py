@@ -42,6 +42,7 @@ def main() -> None:
     if not options.only:
         own.measure(report, QUICK_PENDING if options.quick else FULL_PENDING, options.rounds, _say)
     report.machine |= {"load_after": os.getloadavg()[0], "wall_s": round(time.monotonic() - started_s)}
+    report.machine["rounds"] = options.rounds
     _publish(report, options)
 
 

@@ -26,6 +26,8 @@ from benchmarks.programs import costed, own_mark, tell
 
 PAYLOAD = b"p" * 200
 PROBES = 4
+LEAST_DEPTH = 10_000
+"""With fewer, what a spawn holds in memory is lost in what everything else does."""
 CALLS = 300
 STALLED_S = 60.0
 Sample = tuple[float, int, float]
@@ -51,7 +53,7 @@ def main(depths: list[int]) -> None:
     figures: dict[str, Any] = {"depths": []}
     for depth in depths:
         spawn(depth - spawned)
-        held = (settled_memory() - empty_bytes) / depth - len(PAYLOAD) if depth > 1 else None
+        held = (settled_memory() - empty_bytes) / depth - len(PAYLOAD) if depth >= LEAST_DEPTH else None
         at, added = measure_at(depth)
         spawned = depth + added
         figures["depths"].append({"depth": depth, "bytes": held, **at})
