@@ -92,7 +92,7 @@ PARTS = {
         {
             **MAP,
             "held_cpu_us": "inputs of 50 ms over all containers, CPU µs an input",
-            "held": "the same, inputs/s",
+            "held": "inputs of 50 ms, inputs/s",
             **CALL,
             "join_cpu_us": "join of an agent and start of its container, CPU µs",
             "idle_cpu_us_s": "idle, CPU µs a second",

@@ -23,6 +23,7 @@ MEASURES = {
     "large": ("64 MiB in and out", "MiB/s"),
     "start": ("from nothing to the first result", "ms"),
     "cold-start": ("start of a local container to its first result", "ms"),
+    "cluster-start": ("cold start of a container to its first result", "ms"),
     "commands": ("a command, from the shell to its end", "ms"),
     "mixed-gil": ("9,990 no-ops done beside 10 that hold the GIL for 1 s, 4 containers", "× alone"),
     "mixed-sleep": ("9,990 no-ops done beside 10 that sleep for 1 s, 4 containers", "× alone"),

@@ -20,6 +20,7 @@ from nomadfn_agent import wire
 
 from nomadfn import ports
 from nomadfn.adapters.directory_blobs import DirectoryBlobs
+from nomadfn.adapters.file_secrets import FileSecrets
 from nomadfn.adapters.memory import MemoryCluster, MemoryJournal, MemoryRegistry
 from nomadfn.control.address import Address
 from nomadfn.control.connections import listen
@@ -95,7 +96,15 @@ async def control(folder: Path, agents: int) -> None:
     blobs = DirectoryBlobs(str(folder / "blobs"))
     address = Address(data_dir=str(folder), blobs=blobs.folder, code_cache=str(folder / "code"), target="a simulation")
     service = Service(
-        Core(Limits(), epoch=1), cluster, MemoryRegistry(), blobs, Tokens(OWNER), address, MemoryJournal(), _fail
+        Core(Limits(), epoch=1),
+        cluster,
+        MemoryRegistry(),
+        blobs,
+        Tokens(OWNER),
+        address,
+        MemoryJournal(),
+        _fail,
+        FileSecrets(folder / "secrets"),
     )
     service.agents.open(cluster.attach, JoinTokens(OWNER).verify)
     listener = await listen(service, "127.0.0.1", 0)
