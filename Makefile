@@ -11,7 +11,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?= -n 2
 
-.PHONY: help demo demo-cluster test check bench format clean
+.PHONY: help demo demo-cluster test check bench bench-peers format clean
 
 help: ## Print this list
 	@echo "nomadfn: serverless Python functions on your own machines."
@@ -34,8 +34,11 @@ check: .venv/.dev ## Lint, formatting, types and the rules of who may import wha
 	$(BIN)/mypy examples/*.py examples/cluster/*.py
 	$(BIN)/lint-imports
 
-bench: .venv/.dev ## Measure nomadfn beside ProcessPoolExecutor (quick part, under 5 minutes)
+bench: .venv/.bench ## Measure nomadfn beside ProcessPoolExecutor (quick part, under 5 minutes)
 	$(BIN)/python -m benchmarks.run --quick
+
+bench-peers: .venv/.bench .cache/peers-venv/.installed ## Measure it beside Ray, Dask, Celery, Huey and taskiq as well
+	$(BIN)/python -m benchmarks.run --peers
 
 format: .venv/.dev ## Put the code into the form that `make check` asks for
 	$(BIN)/ruff check --fix .
@@ -73,3 +76,13 @@ clean: ## Remove `.venv` and everything that tools have left behind
 	@echo "Installing nomadfn and the tools to work on it into .venv"
 	@$(PIP) install --editable '.[dev]'
 	@touch .venv/.product .venv/.cluster $@
+
+.venv/.bench: benchmarks/requirements.txt .venv/.dev
+	@$(PIP) install --requirement benchmarks/requirements.txt
+	@touch $@
+
+.cache/peers-venv/.installed: benchmarks/peers-requirements.txt .venv/bin/python
+	@echo "Installing the peers into .cache/peers-venv"
+	@$(BIN)/python -m venv --clear .cache/peers-venv
+	@.cache/peers-venv/bin/python -m pip --disable-pip-version-check --quiet install --requirement benchmarks/peers-requirements.txt
+	@touch $@
