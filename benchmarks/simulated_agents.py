@@ -94,7 +94,7 @@ class SimulatedSeat:
 async def control(folder: Path, agents: int) -> None:
     cluster = SimulatedCluster(agents)
     blobs = DirectoryBlobs(str(folder / "blobs"))
-    address = Address(data_dir=str(folder), blobs=blobs.folder, code_cache=str(folder / "code"), target="a simulation")
+    address = Address(data_dir=str(folder), code_cache=str(folder / "code"), target="a simulation")
     service = Service(
         Core(Limits(), epoch=1),
         cluster,

@@ -280,11 +280,11 @@ class Bind(_Frame, tag=20):
     blobs: str
     code_cache: str
     """Folder into which archives are unpacked, one sub-folder a digest; empty is one of the container's own."""
-    env: dict[str, str] = {}
-    """All environment variables that `env=` and secrets give the function; `spec` has no values of them."""
     blobs_mark: str = ""
     http_url: str = ""
     """As in `Welcome`."""
+    env: dict[str, str] = {}
+    """All environment variables that `env=` and secrets give the function; `spec` has no values of them."""
 
 
 class Ready(_Frame, tag=21):
