@@ -11,15 +11,18 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?= -n 2
 
-.PHONY: help demo test check bench format clean
+.PHONY: help demo demo-cluster test check bench bench-peers format clean
 
 help: ## Print this list
 	@echo "nomadfn: serverless Python functions on your own machines."
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.product ## Run a real program in containers: a report on Python's own standard library
 	$(BIN)/nomadfn run examples/stdlib_report.py
+
+demo-cluster: .venv/.cluster ## The same on Nomad and Consul (both on PATH), with a kill of the service that leads
+	$(BIN)/python examples/cluster/demo.py
 
 test: check ## Check the code and run every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -28,11 +31,14 @@ check: .venv/.dev ## Lint, formatting, types and the rules of who may import wha
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy examples/*.py
+	$(BIN)/mypy examples/*.py examples/cluster/*.py
 	$(BIN)/lint-imports
 
-bench: .venv/.dev ## Measure nomadfn beside ProcessPoolExecutor (quick part, under 5 minutes)
+bench: .venv/.bench ## Measure nomadfn beside ProcessPoolExecutor (quick part, under 5 minutes)
 	$(BIN)/python -m benchmarks.run --quick
+
+bench-peers: .venv/.bench .cache/peers-venv/.installed ## Measure it beside Ray, Dask, Celery, Huey and taskiq as well
+	$(BIN)/python -m benchmarks.run --peers
 
 format: .venv/.dev ## Put the code into the form that `make check` asks for
 	$(BIN)/ruff check --fix .
@@ -61,7 +67,22 @@ clean: ## Remove `.venv` and everything that tools have left behind
 	@$(PIP) install --editable .
 	@touch $@
 
+.venv/.cluster: pyproject.toml .venv/bin/python
+	@echo "Installing nomadfn, with what it needs for a cluster, into .venv"
+	@$(PIP) install --editable '.[nomad,consul]'
+	@touch .venv/.product $@
+
 .venv/.dev: pyproject.toml .venv/bin/python
 	@echo "Installing nomadfn and the tools to work on it into .venv"
 	@$(PIP) install --editable '.[dev]'
-	@touch .venv/.product $@
+	@touch .venv/.product .venv/.cluster $@
+
+.venv/.bench: benchmarks/requirements.txt .venv/.dev
+	@$(PIP) install --requirement benchmarks/requirements.txt
+	@touch $@
+
+.cache/peers-venv/.installed: benchmarks/peers-requirements.txt .venv/bin/python
+	@echo "Installing the peers into .cache/peers-venv"
+	@$(BIN)/python -m venv --clear .cache/peers-venv
+	@.cache/peers-venv/bin/python -m pip --disable-pip-version-check --quiet install --requirement benchmarks/peers-requirements.txt
+	@touch $@

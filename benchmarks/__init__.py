@@ -1,1 +1,1 @@
-"""nomadfn measured beside `ProcessPoolExecutor`, in turn in one run: `python -m benchmarks.run`."""
+"""nomadfn measured beside what users would pick instead, in turn in one run: `python -m benchmarks.run`."""

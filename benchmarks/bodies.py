@@ -1,12 +1,14 @@
-"""The functions that both sides run: plain ones for the pool of processes, and the same ones in an app."""
+"""The functions that every contender runs. Nothing but the standard library: the peers' environment has no nomadfn."""
 
+from __future__ import annotations
+
+import ctypes
 import os
 import time
+from collections.abc import Callable
+from typing import Any
 
-import nomadfn
-
-COLD_STARTS = 20
-"""How many functions there are that have never had a container."""
+_files: dict[str, int] = {}
 
 
 def noop(value: object = None) -> None:
@@ -17,20 +19,44 @@ def echo(value: bytes) -> bytes:
     return value
 
 
-def sleep(seconds: float) -> None:
-    time.sleep(seconds)
+def sleep(duration_s: float) -> None:
+    time.sleep(duration_s)
 
 
-def wait_for(path: str) -> None:
-    """Return at once for an empty path, else when the file is there (10 minutes at most)."""
-    deadline = time.monotonic() + 600
+def mark(path: str) -> None:
+    """Add one byte to a file, which costs a microsecond or two: its size says how many inputs are done."""
+    file = _files.get(path)
+    if file is None:
+        file = _files[path] = os.open(path, os.O_WRONLY | os.O_APPEND)
+    os.write(file, b".")
+
+
+def hold_gil(duration_s: int) -> tuple[float, float]:
+    """Wait with the GIL held, as an extension does that forgets to give it back: no other thread of it runs.
+
+    Returns when it began and ended, in seconds of the machine's monotonic clock. A duration of 0 returns at once.
+    """
+    started = time.monotonic()
+    if duration_s:
+        ctypes.PyDLL(None).sleep(duration_s)
+    return started, time.monotonic()
+
+
+def hold_slot(duration_s: int) -> tuple[float, float]:
+    """The same with a sleep that gives the GIL back."""
+    started = time.monotonic()
+    if duration_s:
+        time.sleep(duration_s)
+    return started, time.monotonic()
+
+
+def wait_for(path: str, _padding: bytes = b"") -> None:
+    """Return once the file is there (20 minutes at most); at once for an empty path."""
+    deadline = time.monotonic() + 1200
     while path and not os.path.exists(path) and time.monotonic() < deadline:
         time.sleep(0.005)
 
 
-app = nomadfn.App("benchmarks")
-remote_noop = app.function()(noop)
-remote_echo = app.function()(echo)
-remote_sleep = app.function(min_containers=2, max_containers=2)(sleep)
-remote_wait_for = app.function(max_containers=1, timeout=900)(wait_for)
-remote_cold = [app.function(name=f"cold_{number}", scaledown_window=2)(noop) for number in range(COLD_STARTS)]
+BODIES: dict[str, Callable[..., Any]] = {
+    body.__name__: body for body in (noop, echo, sleep, mark, hold_gil, hold_slot, wait_for)
+}

@@ -1,172 +1,113 @@
-"""What is measured, one function a case. Each takes turns between the contenders, round after round."""
+"""What each contender does in its turn. A turn starts it anew, alone on the machine, and ends it."""
 
 from __future__ import annotations
 
 import os
-import statistics
-import subprocess
-import sys
-import sysconfig
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from . import bodies
-from .report import Result
+from . import processes, redis_server
+from .contenders import CONTENDERS
+from .host import ContenderFailed, Host
+from .report import Report
 
-NOTHING = range(10_000)
-NOMADFN = "nomadfn"
-HELLO = """
-import nomadfn
-app = nomadfn.App("hello")
-@app.function()
-def square(x):
-    return x * x
-@app.local_entrypoint()
-def main():
-    print(square.remote(7))
-"""
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+INPUTS = 10_000
+LEAST_INPUTS = 500
+SLOW_S = 5.0
+"""A contender that would take longer than this for all inputs is given fewer: as many as it does in this time."""
+REPEAT_S = 1.0
+"""A map that is over sooner is repeated, at most REPEATS times."""
+REPEATS = 5
+CALLS = 1000
+CALLS_S = 3.0
+SLEEPS = 200
+SLEEP_S = 0.01
+LARGE_MIB = 64
+ANSWER_S = 120.0
+"""How long one command may take before the contender counts as failed."""
 
 
-def map_rate(mapping: Callable[[Sequence[Any]], Iterable[Any]], inputs: Sequence[Any]) -> float:
-    """Inputs a second from the call to the last result."""
-    started = time.perf_counter()
-    count = sum(1 for _ in mapping(inputs))
-    taken_s = time.perf_counter() - started
-    assert count == len(inputs)
-    return count / taken_s
+def take_turn(report: Report, name: str, python: str, folder: Path) -> None:
+    """Measure one contender once. What fails is noted in the report, and what was measured before stays in it."""
+    entry = CONTENDERS[name]
+    load = os.getloadavg()[0]
+    try:
+        with ExitStack() as ends:
+            mark = processes.new_mark(f"{name}-redis")
+            env = {}
+            if entry.needs_redis:
+                env["NOMADFN_BENCH_REDIS"] = ends.enter_context(redis_server.running(folder, {processes.MARK: mark}))
+            host = ends.enter_context(Host(name, python, folder, env, others=mark))
+            Turn(report, host, name).run()
+    except (ContenderFailed, redis_server.NoRedis) as error:
+        report.failures.append(f"{entry.title}: {error}")
+    report.loads.setdefault(name, []).append((load, os.getloadavg()[0]))
 
 
-def maps(pool: ProcessPoolExecutor, rounds: int) -> list[Result]:
-    """Inputs a second, of nothing and of 1 KiB there and back."""
-    results = []
-    for name, plain, remote, inputs in (
-        ("map of 10,000 no-ops", bodies.noop, bodies.remote_noop, NOTHING),
-        ("map of 10,000 × 1 KiB", bodies.echo, bodies.remote_echo, [b"k" * 1024] * len(NOTHING)),
-    ):
-        result = Result(name, "inputs/s")
-        map_rate(remote.map, inputs)
-        for _ in range(rounds):
-            result.add(NOMADFN, map_rate(remote.map, inputs))
-            for chunk in (1, 64):
-                contender = f"ProcessPoolExecutor(2), chunksize {chunk}"
-                result.add(contender, map_rate(partial(pool.map, plain, chunksize=chunk), inputs))
-        results.append(result)
-    return results
+class Turn:
+    def __init__(self, report: Report, host: Host, name: str) -> None:
+        self.report = report
+        self.host = host
+        self.name = name
+        self.cases = CONTENDERS[name].cases
 
+    def run(self) -> None:
+        started, _ = self._ask("start")
+        if "call" in self.cases:
+            self.report.add("start", self.name, (started["done_at"] - self.host.started_s) * 1000)
+        for case, body, size in (("noops", "noop", 0), ("kibibytes", "echo", 1024)):
+            if case in self.cases:
+                self._map(case, body, size)
+        if "call" in self.cases:
+            self._calls()
+        if "sleeps" in self.cases:
+            self._sleeps()
+        if "spawns" in self.cases:
+            self._spawns()
+        if "large" in self.cases:
+            self._ask("large", mebibytes=1)
+            taken_s = self._ask("large", mebibytes=LARGE_MIB)[0]["taken_s"]
+            self.report.add("large", self.name, LARGE_MIB / taken_s)
 
-def one_call(pool: ProcessPoolExecutor, rounds: int, calls: int = 500) -> list[Result]:
-    """Milliseconds from a call to its result, one after the other."""
-    p50, p99 = Result("one call, p50", "ms"), Result("one call, p99", "ms")
-    contenders: dict[str, Callable[[], Any]] = {
-        NOMADFN: bodies.remote_noop.remote,
-        "ProcessPoolExecutor(2)": lambda: pool.submit(bodies.noop).result(),
-    }
-    for call in contenders.values():
-        call()
-    for _ in range(rounds):
-        for name, call in contenders.items():
-            times_ms = sorted(seconds(call) * 1000 for _ in range(calls))
-            p50.add(name, statistics.median(times_ms))
-            p99.add(name, times_ms[int(calls * 0.99)])
-    return [p50, p99]
+    def _ask(self, do: str, **arguments: Any) -> tuple[dict[str, Any], float]:
+        return self.host.ask(do, ANSWER_S, **arguments)
 
+    def _map(self, case: str, body: str, size: int) -> None:
+        self._ask("map", body=body, count=64, size=size)
+        warm_s = self._ask("map", body=body, count=LEAST_INPUTS, size=size)[0]["taken_s"]
+        count = self._affordable(warm_s)
+        spent_s, repeats = 0.0, 0
+        while spent_s < REPEAT_S and repeats < REPEATS:
+            answer, cpu_s = self._ask("map", body=body, count=count, size=size)
+            spent_s, repeats = spent_s + answer["taken_s"], repeats + 1
+            self.report.add(case, self.name, count / answer["taken_s"], cpu_s / count * 1e6)
 
-def sleeps(pool: ProcessPoolExecutor, rounds: int) -> list[Result]:
-    """How near 200 sleeps of 10 ms on two come to the second that they need at least."""
-    result = Result("200 × 10 ms on 2", "% of ideal")
-    waits = [0.01] * 200
-    map_rate(bodies.remote_sleep.map, waits)
-    for _ in range(rounds):
-        result.add(NOMADFN, map_rate(bodies.remote_sleep.map, waits) / 2)
-        result.add("ProcessPoolExecutor(2)", map_rate(partial(pool.map, bodies.sleep), waits) / 2)
-    return [result]
+    def _affordable(self, warm_s: float) -> int:
+        count = int(LEAST_INPUTS / warm_s * SLOW_S)
+        if count >= INPUTS:
+            return INPUTS
+        note = f"{CONTENDERS[self.name].title} would take over {SLOW_S:.0f} s for {INPUTS:,} inputs and is given fewer."
+        if note not in self.report.notes:
+            self.report.notes.append(note)
+        return max(LEAST_INPUTS, count // 100 * 100)
 
+    def _calls(self) -> None:
+        self._ask("call", count=50, limit_s=1.0)
+        answer, cpu_s = self._ask("call", count=CALLS, limit_s=CALLS_S)
+        self.report.add("call-p50", self.name, answer["p50_ms"], cpu_s / answer["calls"] * 1e6)
+        self.report.add("call-p99", self.name, answer["p99_ms"])
 
-def cold_start(rounds: int) -> list[Result]:
-    """Milliseconds from the first call of a function that has no container to its result."""
-    result = Result("cold start to first result", "ms")
-    for function in bodies.remote_cold[: min(rounds * 2, bodies.COLD_STARTS)]:
-        result.add(NOMADFN, seconds(function.remote) * 1000)
-        result.add("a bare Python process", seconds(lambda: subprocess.run([sys.executable, "-c", ""])) * 1000)
-    return [result]
+    def _sleeps(self) -> None:
+        self._ask("map", body="sleep", count=20, argument=SLEEP_S)
+        answer, cpu_s = self._ask("map", body="sleep", count=SLEEPS, argument=SLEEP_S)
+        ideal_s = SLEEPS * SLEEP_S / 2
+        self.report.add("sleeps", self.name, 100 * ideal_s / answer["taken_s"], cpu_s / SLEEPS * 1e6)
 
-
-def pending_spawns(total: int) -> list[Result]:
-    """Whether work slows down while `total` spawned inputs wait: handing in, giving out, and a map beside them.
-
-    Spawns are measured in steps of a twentieth of `total`: the four with the fewest pending, the four with the most.
-    """
-    function, batch = bodies.remote_wait_for, total // 20
-    submit, dispatch = Result("spawns accepted, durable", "inputs/s"), Result("spawns done", "inputs/s")
-    beside = Result("map of 10,000 no-ops, of another function", "inputs/s")
-    none, full = "none pending", f"{total:,} pending"
-    with tempfile.TemporaryDirectory() as folder:
-        gate = Path(folder) / "gate"
-        for _ in range(3):
-            beside.add(none, map_rate(bodies.remote_noop.map, NOTHING))
-        held = function.spawn(str(gate))
-        rates = [batch / seconds(lambda: function.spawn_map([""] * batch)) for _ in range(20)]
-        for rate_first, rate_last in zip(rates[:4], rates[-4:], strict=True):
-            submit.add(none, rate_first)
-            submit.add(full, rate_last)
-        for _ in range(3):
-            beside.add(full, map_rate(bodies.remote_noop.map, NOTHING))
-        gate.touch()
-        samples = backlog_samples(function, batch)
-        held.get(timeout=60)
-    for step in range(4):
-        dispatch.add(none, rate_between(samples, batch * (step + 1), batch * step))
-        dispatch.add(full, rate_between(samples, total - batch * step, total - batch * (step + 1)))
-    return [submit, dispatch, beside]
-
-
-def backlog_samples(function: Any, batch: int) -> list[tuple[float, int]]:
-    """(time in s, inputs pending) every 20 ms until none are; ends with an error when nothing moves for a minute."""
-    samples: list[tuple[float, int]] = []
-    moved = time.perf_counter()
-    while not samples or samples[-1][1]:
-        now, backlog = time.perf_counter(), function.get_current_stats().backlog
-        if not samples or backlog < samples[-1][1]:
-            moved = now
-        if now - moved > 60:
-            raise RuntimeError(f"{backlog:,} spawned inputs are pending, and none was taken for a minute")
-        samples.append((now, backlog))
-        time.sleep(0.02)
-    return samples
-
-
-def rate_between(samples: list[tuple[float, int]], high: int, low: int) -> float:
-    """Inputs a second while the backlog fell from `high` to `low`."""
-    inside = [sample for sample in samples if low <= sample[1] <= high] or samples
-    (first_s, first), (last_s, last) = inside[0], inside[-1]
-    return (first - last) / max(last_s - first_s, 1e-9)
-
-
-def command_start(rounds: int) -> list[Result]:
-    """Milliseconds of whole commands, from the shell's point of view, with no service running."""
-    command = str(Path(sysconfig.get_path("scripts")) / "nomadfn")
-    result = Result("a command, start to end", "ms")
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "hello.py").write_text(HELLO)
-        env = os.environ | {"NOMADFN_DATA_DIR": str(Path(folder) / "data")}
-        commands = {
-            "nomadfn run hello.py": [command, "run", "hello.py"],
-            "nomadfn --help": [command, "--help"],
-            "python -c ''": [sys.executable, "-c", ""],
-        }
-        for _ in range(rounds):
-            for name, words in commands.items():
-                run = partial(subprocess.run, words, cwd=folder, env=env, capture_output=True, check=True)
-                result.add(name, seconds(run) * 1000)
-    return [result]
+    def _spawns(self) -> None:
+        self._ask("spawn", count=64, limit_s=ANSWER_S)
+        warm, _ = self._ask("spawn", count=LEAST_INPUTS, limit_s=ANSWER_S)
+        count = self._affordable(warm["done_s"])
+        answer, cpu_s = self._ask("spawn", count=count, limit_s=ANSWER_S)
+        self.report.add("spawns-accepted", self.name, count / answer["accepted_s"])
+        self.report.add("spawns-done", self.name, count / answer["done_s"], cpu_s / count * 1e6)

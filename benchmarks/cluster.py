@@ -15,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nomadfn
 from nomadfn.adapters.nomad_api import NomadApi
@@ -25,9 +27,8 @@ from nomadfn.control.clustered import nomad_address
 from nomadfn.control.settings import load_settings
 from nomadfn.profiles import LOCAL, Profile, load_profile
 
-from . import bodies, report
-from .cases import map_rate, seconds
-from .report import Result
+from . import bodies
+from .report import Report, describe_machine, markdown
 
 CONTAINERS = 2
 INPUTS = 10_000
@@ -37,10 +38,14 @@ HERE, THERE = "nomadfn on this machine", "nomadfn on Nomad"
 SETTLED_S = 6.0
 """Beyond the 2 s of its window: a container's place on Nomad is kept a moment longer."""
 
+CPU_CORES, CPU_MHZ = 0.4, 800
+"""By which Nomad weighs a task against everything else that its machine has to do."""
+
 app = nomadfn.App("cluster-benchmark")
-warm = app.function(name="warm", min_containers=CONTAINERS, max_containers=CONTAINERS, memory=256)(bodies.noop)
-echo = app.function(name="echo", min_containers=CONTAINERS, max_containers=CONTAINERS, memory=256)(bodies.echo)
-cold = app.function(name="cold", memory=256, max_containers=1, scaledown_window=2)(bodies.noop)
+fixed = partial(app.function, min_containers=CONTAINERS, max_containers=CONTAINERS, cpu=CPU_CORES, memory=256)
+warm = fixed(name="warm")(bodies.noop)
+echo = fixed(name="echo")(bodies.echo)
+cold = app.function(name="cold", max_containers=1, scaledown_window=2, cpu=CPU_CORES, memory=256)(bodies.noop)
 
 
 def serve() -> None:
@@ -111,7 +116,7 @@ class EmptyTask:
             "Name": "empty",
             "Driver": "raw_exec",
             "Config": {"command": "/bin/sh", "args": ["-c", script]},
-            "Resources": {"CPU": 20, "MemoryMB": 32},
+            "Resources": {"CPU": CPU_MHZ, "MemoryMB": 256},
             "KillTimeout": 1_000_000_000,
         }
         group = {"Name": "lane-0", "Count": 0, "Tasks": [task]}
@@ -154,26 +159,35 @@ def contenders(profile: Profile) -> Iterator[tuple[Side, Side, EmptyTask]]:
             api.close()
 
 
-def measure(profile: Profile, rounds: int) -> list[Result]:
-    starts = Result("cold start to first result", "ms")
-    maps = Result(f"map of {INPUTS:,} no-ops on {CONTAINERS}", "inputs/s")
-    kibs = Result(f"map of {INPUTS:,} × 1 KiB on {CONTAINERS}", "inputs/s")
-    p50, p99 = Result("one call, p50", "ms"), Result("one call, p99", "ms")
+def measure(report: Report, profile: Profile, rounds: int) -> None:
     with contenders(profile) as (here, there, empty):
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-            starts.add("Nomad's own start of an empty task", empty.start_ms())
+            report.add("cluster-start", "Nomad's own start of an empty task", empty.start_ms())
             for name, side in ((THERE, there), (HERE, here)):
-                starts.add(name, side.ask("cold")[0])
+                report.add("cluster-start", name, side.ask("cold")[0])
             for name, side in ((HERE, here), (THERE, there)):
-                maps.add(name, side.ask("map")[0])
-                kibs.add(name, side.ask("map of 1 KiB")[0])
+                report.add("noops", name, side.ask("map")[0])
+                report.add("kibibytes", name, side.ask("map of 1 KiB")[0])
                 times_ms = sorted(side.ask("call"))
-                p50.add(name, statistics.median(times_ms))
-                p99.add(name, times_ms[int(CALLS * 0.99)])
+                report.add("call-p50", name, statistics.median(times_ms))
+                report.add("call-p99", name, times_ms[int(CALLS * 0.99)])
             there.ask("settle")
             here.ask("settle")
-    return [starts, maps, kibs, p50, p99]
+
+
+def map_rate(mapping: Callable[[Sequence[Any]], Iterable[Any]], inputs: Sequence[Any]) -> float:
+    """Inputs a second from the call to the last result."""
+    results: list[Any] = []
+    taken_s = seconds(lambda: results.extend(mapping(inputs)))
+    assert len(results) == len(inputs)
+    return len(results) / taken_s
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started_s = time.perf_counter()
+    work()
+    return time.perf_counter() - started_s
 
 
 def main() -> None:
@@ -189,12 +203,11 @@ def main() -> None:
     profile = load_profile(options.profile)
     if profile.is_local:
         sys.exit("Name the profile of a cluster: --profile NAME")
-    machine = report.describe_machine(nomadfn.__version__)
-    results = measure(profile, options.rounds)
-    report.finish_machine(machine)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    report.write_json(options.json, machine, results)
-    print(report.markdown(machine, results))
+    report = Report(describe_machine({"nomadfn": nomadfn.__version__}))
+    wall_s = seconds(lambda: measure(report, profile, options.rounds))
+    report.machine |= {"load_after": os.getloadavg()[0], "wall_s": round(wall_s), "rounds": options.rounds}
+    report.write_json(options.json)
+    print(markdown(report))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nomadfn.sdk.function_call import FunctionCall
     from nomadfn.sdk.options import Retries
     from nomadfn.sdk.partial import batched, concurrent
+    from nomadfn.sdk.secret import Secret
 
 __all__ = [
     "App",
@@ -28,6 +29,7 @@ __all__ = [
     "FunctionCall",
     "LocalEntrypoint",
     "Retries",
+    "Secret",
     "batched",
     "concurrent",
     "current_function_call_id",
@@ -44,6 +46,7 @@ _HOMES = {
     "FunctionCall": "nomadfn.sdk.function_call",
     "LocalEntrypoint": "nomadfn.sdk.app",
     "Retries": "nomadfn.sdk.options",
+    "Secret": "nomadfn.sdk.secret",
     "batched": "nomadfn.sdk.partial",
     "concurrent": "nomadfn.sdk.partial",
     "current_function_call_id": "nomadfn_agent.context",

@@ -1,9 +1,10 @@
-"""The five things that the control service needs from the world around it.
+"""The six things that the control service needs from the world around it.
 
     port       on one machine       on a cluster
     Journal    SQLite               Consul
-    Blobs      a directory          an object store
+    Blobs      a directory          a directory or an object store
     Registry   SQLite               Consul
+    Secrets    files                Nomad, Consul
     Lease      a lock file          Consul
     Cluster    child processes      Nomad
 
@@ -14,6 +15,7 @@ control service makes them on a thread of their own, one at a time a port.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -58,7 +60,17 @@ class Journal(Protocol):
         """How much the journal holds now, for the decision to compact."""
         ...
 
-    def close(self) -> None: ...
+    def segment_count(self) -> int:
+        """Segments since the last compaction, likewise: some journals like few better than small ones."""
+        ...
+
+    def close(self) -> None:
+        """Let go. Another thread may call it: an append that waits for its store then ends with `JournalError`."""
+        ...
+
+
+class Sink(Protocol):
+    def write(self, data: bytes, /) -> object: ...
 
 
 class Blobs(Protocol):
@@ -76,13 +88,26 @@ class Blobs(Protocol):
         """Deleting what is not there is no error."""
         ...
 
+    def parts(self, name: str) -> Iterator[bytes]:
+        """What `get` gives, a few MiB at a time. Raises `KeyError` in place of the first part."""
+        ...
+
+    def writing(self, name: str) -> AbstractContextManager[Sink]:
+        """What is written inside is there, whole, once the block has ended in good order, and otherwise never."""
+        ...
+
     def names(self) -> Iterator[tuple[str, float]]:
         """Every blob's name and its age in seconds."""
         ...
 
     @property
     def folder(self) -> str:
-        """The folder that SDK, control service and containers share; empty where there is none."""
+        """The folder that SDK, control service and containers may share; empty where there is none."""
+        ...
+
+    @property
+    def mark(self) -> str:
+        """Name of a file in `folder`, of this control service alone: who sees it, sees the same folder."""
         ...
 
 
@@ -95,11 +120,37 @@ class Registry(Protocol):
 
     def delete(self, key: str) -> None: ...
 
-    def list(self, prefix: str) -> dict[str, Any]:
-        """Every key under `prefix` with its value, sorted by key."""
+    def list(self, prefix: str, on_fault: Callable[[str], None] | None = None) -> dict[str, Any]:
+        """Every key under `prefix` with its value, sorted by key.
+
+        With `on_fault`, a value that cannot be read is left out and told to it; without, that raises `ServiceError`.
+        """
         ...
 
     def close(self) -> None: ...
+
+
+class Secrets(Protocol):
+    """Environment variables that are kept under a name, for functions to name. All calls may block.
+
+    Each raises `PermissionDeniedError` where it is not allowed, and `ServiceError` where nobody answers.
+    """
+
+    def read(self, name: str) -> dict[str, str]:
+        """Raises `NotFoundError`, which says how to make it, or `InvalidError` for what cannot be a secret."""
+        ...
+
+    def write(self, name: str, values: dict[str, str], *, replace: bool = False) -> None:
+        """Raises `AlreadyExistsError` for one that is there already, unless it is to be replaced."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Raises `NotFoundError`."""
+        ...
+
+    def names(self) -> dict[str, float]:
+        """Every secret that was written here, and when it was changed last (unix s)."""
+        ...
 
 
 class LeaseHeldError(Exception):

@@ -6,7 +6,7 @@
     nomad = "http://nomad:4646"       # else NOMAD_ADDR; tokens and TLS as the HashiCorp tools read them
     consul = "http://consul:8500"     # else CONSUL_HTTP_ADDR
     cluster = "prod"
-    blobs = "/mnt/nomadfn"            # the folder that programs, control services and containers share
+    blobs = "s3://bucket/prefix"      # whatever fsspec speaks, or a folder that every control service sees
     [profiles.prod.job]               # of the functions' Nomad jobs
     [profiles.prod.control]           # of the control service
     [profiles.prod.control_job]       # of the Nomad job that runs it
@@ -159,7 +159,7 @@ _CHECKS = {
     "consul": ("an address such as http://127.0.0.1:8500", _is_url),
     "cluster": ("a name of lower-case letters, digits and hyphens", _is_text),
     "shard": ("a whole number of 0 or more", lambda value: type(value) is int and value >= 0),
-    "blobs": ("the path of a folder", _is_text),
+    "blobs": ("a folder, or an address such as s3://bucket/prefix", _is_text),
     "control_urls": (
         'a list of addresses such as ["http://10.0.0.1:8700"]',
         lambda value: isinstance(value, list) and all(_is_url(one) and one for one in value),

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from nomadfn.cli.cluster import _secrets
+from nomadfn.control.clustered import journal_bounds, open_blobs
 from nomadfn.control.settings import load_settings
 from nomadfn.exception import InvalidError
 from nomadfn.profiles import Profile, as_table, load_profile
@@ -93,3 +95,26 @@ def test_a_wrong_setting_of_a_profile_is_refused_with_its_table(tmp_path: Path, 
         load_settings({}, {}, tmp_path, load(tmp_path, table, "p"))
     for part in parts:
         assert part in str(refused.value)
+
+
+def test_credentials_of_a_blob_store_go_to_the_control_job_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-s3")
+    monkeypatch.setenv("NOMADFN_TOKEN", "nf_owner")
+    assert "AWS_SECRET_ACCESS_KEY" not in _secrets(Profile("p", blobs="/mnt/nomadfn"))
+    found = _secrets(Profile("p", blobs="s3://bucket/prefix"))
+    assert (found["AWS_SECRET_ACCESS_KEY"], found["NOMADFN_TOKEN"]) == ("of-s3", "nf_owner")
+    assert "PATH" not in found
+
+
+def test_a_file_address_is_a_folder_and_any_other_one_a_store(tmp_path: Path) -> None:
+    for blobs in (str(tmp_path), f"file://{tmp_path}/"):
+        assert open_blobs(Profile("p", blobs=blobs), "journal").folder == f"{tmp_path}/nomadfn/0/journal"
+    store = open_blobs(Profile("p", blobs=f"memory:/{tmp_path}"), "payloads")
+    assert (store.folder, list(store.names())) == ("", [])
+
+
+def test_without_a_blob_store_values_are_small_and_results_kept_for_an_hour() -> None:
+    settings = load_settings({}, {}, Path("/absent"))
+    assert journal_bounds(settings.limits, True)[0] == settings.limits
+    limits, _, _ = journal_bounds(settings.limits, False)
+    assert (limits.payload_bytes, limits.retention_s) == (128 * 1024, 3600.0)

@@ -16,9 +16,9 @@ from types import ModuleType
 from typing import Any
 
 from .alias import install_modal_alias
-from .blobs import read_code
 from .wire import Bind, FunctionSpec
 from .wire.payload import Raised, describe_exception, safe_str
+from .wire.store import BlobStore, Place
 
 AGENT_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
 MACHINERY = (
@@ -40,6 +40,12 @@ class Code:
     def __init__(self, bind: Bind) -> None:
         self.bind = bind
         self.folder = ""
+        self._place = _place_of(bind)
+        self.blobs = BlobStore(lambda: self._place, joins=True)
+
+    def move(self, bind: Bind) -> None:
+        """Another control service leads: its blobs are the same, and may be found elsewhere."""
+        self._place = _place_of(bind)
 
     def load(self) -> Callable[..., Any]:
         """Import the program and return the bare function. Raises LoadError, or what user code raised."""
@@ -53,8 +59,8 @@ class Code:
         if bind.code.as_modal:
             install_modal_alias()
         if bind.code.digest:
-            cache = os.environ.get("NOMADFN_CODE_CACHE") or bind.code_cache
-            self.folder = unpack(bind.blobs, cache, bind.code.digest)
+            cache = os.environ.get("NOMADFN_CODE_CACHE") or bind.code_cache or tempfile.mkdtemp(prefix="nomadfn-")
+            self.folder = unpack(self.blobs, cache, bind.code.digest)
             sys.path.insert(0, self.folder)
             importlib.invalidate_caches()
         if bind.code.main_module:
@@ -98,13 +104,17 @@ class Code:
     def _unpickle(self, digest: str) -> Callable[..., Any]:
         name = self.bind.spec.name
         try:
-            data = read_code(self.bind.blobs, digest)
+            data = self.blobs.read_code(digest)
         except (OSError, ValueError) as error:
             raise LoadError(f"the pickled function {name} could not be read: {error}") from error
         return raw_function(pickle.loads(data), name)
 
 
-def unpack(blobs: str, cache: str, digest: str) -> str:
+def _place_of(bind: Bind) -> Place:
+    return Place(bind.blobs, bind.blobs_mark, bind.http_url, os.environ.get("NOMADFN_TOKEN", ""))
+
+
+def unpack(blobs: BlobStore, cache: str, digest: str) -> str:
     """The folder with the unpacked archive `digest`; whole or not there, also when runners race to make it."""
     target = os.path.join(cache, digest)
     if os.path.isdir(target):
@@ -113,7 +123,7 @@ def unpack(blobs: str, cache: str, digest: str) -> str:
     temporary = tempfile.mkdtemp(dir=cache, prefix=".tmp-")
     try:
         os.chmod(temporary, 0o755)
-        with zipfile.ZipFile(io.BytesIO(read_code(blobs, digest))) as archive:
+        with zipfile.ZipFile(io.BytesIO(blobs.read_code(digest))) as archive:
             archive.extractall(temporary)
         os.rename(temporary, target)
     except Exception as error:

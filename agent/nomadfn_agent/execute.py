@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from . import blobs, context
+from . import context
 from .code import Code
 from .wire import DURABLE, EXCEPTION, FAILURE, INLINE_PAYLOAD_BYTES, OK, PICKLE, REF
 from .wire.payload import (
@@ -20,9 +20,8 @@ from .wire.payload import (
     dump_result,
     encode,
     load_arguments,
-    read_blob,
+    over_limit,
     safe_str,
-    write_blob,
 )
 
 MAX_PAYLOAD_BYTES = 1 << 30
@@ -47,7 +46,7 @@ class SyncExecutor:
         self._function = function
         self._name = code.bind.spec.name
         self._code = code
-        self._blobs = code.bind.blobs
+        self._blobs = code.blobs
         self._max_payload_bytes = int(os.environ.get("NOMADFN_MAX_PAYLOAD_BYTES", MAX_PAYLOAD_BYTES))
         self._set_input = context.running.set
         self._durable = False
@@ -88,10 +87,7 @@ class SyncExecutor:
             if codec >= REF:
                 self._durable = bool(codec & DURABLE)
                 if codec & REF:
-                    ref = decode_ref(data)
-                    if not blobs.is_shared(self._blobs):
-                        return self._too_large("arguments", ref.size)
-                    data = read_blob(self._blobs, ref)
+                    data = self._blobs.read(decode_ref(data))
                 codec &= ~(REF | DURABLE)
             else:
                 self._durable = False
@@ -118,19 +114,14 @@ class SyncExecutor:
         if len(payload) > self._max_payload_bytes:
             return _failure(
                 "RequestSizeError",
-                f"the result of {self._name} has {len(payload):,} bytes, over the limit of "
-                f"{self._max_payload_bytes:,}: store it elsewhere and return where it is",
+                f"the result of {self._name} has {len(payload):,} bytes, "
+                f"{over_limit(self._max_payload_bytes)}, or store it elsewhere and return where it is",
             )
-        if not blobs.is_shared(self._blobs):
-            return self._too_large("result", len(payload))
         try:
-            return status | REF, encode(write_blob(self._blobs, payload, sync=self._durable))
+            ref = self._blobs.write(payload, self._code.bind.app, sync=self._durable)
         except OSError as error:
             return _failure("InternalError", f"the result of {self._name} could not be stored: {error}")
-
-    def _too_large(self, what: str, size: int) -> tuple[int, bytes]:
-        has = "has" if what == "result" else "have"
-        return _failure("RequestSizeError", f"the {what} of {self._name} {has} {size:,} bytes, {blobs.MISSING}")
+        return status | REF, encode(ref)
 
     def _raised(self, error: BaseException) -> tuple[int, bytes]:
         if isinstance(error, (context.cancellation_type(), context.InputCancellation)):

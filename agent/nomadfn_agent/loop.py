@@ -7,7 +7,8 @@ right to read is a lock; `_current` (the delivery that runs, or 0) and `_watched
 are each written by one thread before it looks at the other's, so that one of the two always sees the other.
 
 On a cluster a lost link is not the end: `rejoin` gives one to the next leader, which is told by `Attach` what is
-held here, and given again what was finished in the last KEEP_S seconds, since the leader before may have lost it.
+held here, and given again what was finished in the last KEEP_S seconds of the leader before and since: it may have
+lost that.
 
 The queue needs no lock: the main thread takes from its left, a recall empties it from its right and puts
 back what stays, and each of these steps is atomic.
@@ -49,7 +50,7 @@ QUIET_ROUNDS = 20
 FLUSH_NS = 1_000_000
 """The longest that an output waits for others while more inputs run."""
 KEEP_S = 5.0
-"""How long what was sent is kept for the next leader."""
+"""What was sent is kept for the next leader, until this one is heard so much later: while it is silent, all of it."""
 KEEP_BYTES = 16 * 1024 * 1024
 LINK_LOST = 1
 """Exit code of a runner whose control service is gone."""
@@ -82,6 +83,8 @@ class Loop:
         self._sent: deque[tuple[float, int, list[Done]]] = deque()
         """When, how many bytes, and what, for the next leader."""
         self._sent_bytes = 0
+        self._heard = time.monotonic()
+        """When something came from the leader."""
         self._item: Item | None = None
         """The input that runs."""
         self._run = run
@@ -122,7 +125,9 @@ class Loop:
         """Act on what the link has. Only for the thread that holds the right to read."""
         link = self._link
         try:
-            self._take(link.receive(timeout_s))
+            if messages := link.receive(timeout_s):
+                self._heard = time.monotonic()
+                self._take(messages)
         except LinkClosed as error:
             self._join_next(link, error)
 
@@ -185,7 +190,7 @@ class Loop:
         size_bytes = sum(len(payload) for _, _, payload, _ in batch)
         self._sent.append((now, size_bytes, batch))
         self._sent_bytes += size_bytes
-        while self._sent[0][0] < now - KEEP_S or (self._sent_bytes > KEEP_BYTES and len(self._sent) > 1):
+        while self._sent[0][0] < self._heard - KEEP_S or (self._sent_bytes > KEEP_BYTES and len(self._sent) > 1):
             self._sent_bytes -= self._sent.popleft()[1]
 
     def _join_next(self, lost: Link, error: LinkClosed) -> None:
@@ -207,7 +212,7 @@ class Loop:
 
     def _attach(self, link: Link) -> None:
         """Say what is held and what was finished a moment ago. While this sends, nothing else does."""
-        sent = [one for at, _, batch in self._sent for one in batch if at > time.monotonic() - KEEP_S]
+        sent = [one for at, _, batch in self._sent for one in batch if at > self._heard - KEEP_S]
         running = self._item
         held = {item[0]: item for item in (*(one[0] for one in (*sent, *self._done)), *list(self._queue))}
         if running is not None:

@@ -44,7 +44,7 @@ def main() -> int:
         link.send(encode(StartFailed(encode_payload(code.describe(error)))))
         link.close()
         return NOT_LOADED
-    rejoin = _Rejoin(os.environ["NOMADFN_DATA_URL"]) if control_urls() else None
+    rejoin = _Rejoin(code, os.environ["NOMADFN_DATA_URL"]) if control_urls() else None
     loop = Loop(link, executor.run, executor.interrupt, flush_streams, rejoin, bind.code.digest)
     link.send(encode(Ready(slots=1)))
     loop.serve(rest)
@@ -52,10 +52,10 @@ def main() -> int:
     return 0
 
 
-def _join(link: Link) -> tuple[Bind, list[bytes]]:
+def _join(link: Link, *, again: bool = False) -> tuple[Bind, list[bytes]]:
     """Say who this is and get the function to become, and what came right behind it. Raises LinkClosed."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    link.send(encode(Hello(VERSION, "runner", os.environ["NOMADFN_CONTAINER_ID"], python)))
+    link.send(encode(Hello(VERSION, "runner", os.environ["NOMADFN_CONTAINER_ID"], python, again=again)))
     messages = link.receive(BIND_TIMEOUT_S)
     if not messages:
         raise LinkClosed(f"it did not say within {BIND_TIMEOUT_S:.0f} s which function to run")
@@ -68,7 +68,8 @@ def _join(link: Link) -> tuple[Bind, list[bytes]]:
 class _Rejoin:
     """Has the control service that leads now take this container on. Raises LinkClosed when none does in time."""
 
-    def __init__(self, data_url: str) -> None:
+    def __init__(self, code: Code, data_url: str) -> None:
+        self._code = code
         self._data_url = data_url
         """Of the one that has it, or had it last."""
 
@@ -97,7 +98,7 @@ class _Rejoin:
         data_url = ask_leader(url, lost)
         link = Link.connect(data_url, os.environ["NOMADFN_TOKEN"], REJOIN_TRY_S)
         try:
-            _join(link)
+            self._code.move(_join(link, again=True)[0])
         except BaseException:
             link.close()
             raise
@@ -106,10 +107,10 @@ class _Rejoin:
 
 
 def _set_environment(bind: Bind) -> None:
-    """The function's `env` stands before anything of the user is imported."""
-    os.environ.update(bind.spec.env)
+    """The function's `env` and secrets stand before anything of the user is imported."""
+    os.environ.update(bind.env)
     os.environ["NOMADFN_APP_ID"] = bind.app
     os.environ["NOMADFN_APP_NAME"] = bind.app_name
     os.environ["NOMADFN_FUNCTION"] = bind.spec.name
-    if "TZ" in bind.spec.env:
+    if "TZ" in bind.env:
         time.tzset()

@@ -24,6 +24,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 import msgspec
@@ -51,8 +52,8 @@ MAX_BYTES = 64 * 1024 * 1024
 """Bodies that Consul holds at most: each of its servers needs about three times that in memory."""
 INLINE_BYTES = 48 * 1024
 """Beyond this the base64 and JSON of a transaction cost Consul more than a second request with plain bytes does."""
-INLINE_BYTES_WITH_BLOBS = 1024
-"""A body smaller than this is no more to Consul than the header that would stand for it."""
+INLINE_BYTES_WITH_BLOBS = 512
+"""A body smaller than this is little more to Consul than the header that would stand for it."""
 PATIENCE_S = 600.0
 DELAY_S = 1.0
 """An append that has waited for so long is told of."""
@@ -61,6 +62,7 @@ SWEEPS_AT_ONCE = 16
 """Transactions that delete right after a compaction; the rest goes one by one with the appends that follow."""
 REPLAY_KEYS = 100
 """Segments that replay reads at once."""
+BLOBS_AT_ONCE = 20
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -162,14 +164,22 @@ class ConsulJournal:
             entry = self._call(self._store.get, self._snapshot_key(name, position))
             yield low - 1, self._body_of(what, position, entry)[1]
         epoch = 0
-        while low <= last:
-            for entry in self._chunk(low, last):
-                header, body = self._body_of(f"segment {low}", low, entry)
-                if not epoch <= header.epoch <= self._hold.epoch:
-                    raise self._damaged(f"segment {low} is of epoch {header.epoch}, which cannot be after {epoch}")
-                epoch = header.epoch
-                yield low, body
-                low += 1
+        for header, body in self._segments(low, last):
+            if not epoch <= header.epoch <= self._hold.epoch:
+                raise self._damaged(f"segment {low} is of epoch {header.epoch}, which cannot be after {epoch}")
+            epoch = header.epoch
+            yield low, body
+            low += 1
+
+    def _segments(self, low: int, last: int) -> Iterator[tuple[_Header, bytes]]:
+        """From `low` to `last`. A blob store takes its time for each body, so several are asked for at once."""
+        with ThreadPoolExecutor(BLOBS_AT_ONCE if self._blobs is not None else 1) as pool:
+            while low <= last:
+                entries = list(enumerate(self._chunk(low, last), low))
+                for first in range(0, len(entries), BLOBS_AT_ONCE):
+                    some = entries[first : first + BLOBS_AT_ONCE]
+                    yield from pool.map(lambda one: self._body_of(f"segment {one[0]}", *one), some)
+                low += len(entries)
 
     def _chunk(self, low: int, last: int) -> list[Entry | None]:
         """Some segments from `low` on, with None for what is missing."""
@@ -184,8 +194,8 @@ class ConsulJournal:
         if self.max_bytes is not None and size_bytes > self.max_bytes:
             raise JournalFullError(
                 f"the journal in Consul would hold {size_bytes:,} bytes, over its maximum of {self.max_bytes:,}. "
-                "Wait until spawned inputs are done and results expire, set a blob store (blobs.url), or raise "
-                "consul.max_journal_bytes: each Consul server needs about three times that in memory."
+                "Wait until results have expired, set blobs in the cluster's profile (a folder, or an address such as "
+                "s3://bucket/prefix), or raise limits.spawn_bytes: each Consul server needs three times that in memory."
             )
         value = self._placed(number, f"parts/{number:012}-", f"{number}_", body, self._end + len(body))
         self._commit(number, value)
@@ -342,7 +352,8 @@ class ConsulJournal:
     def _get_blob(self, what: str, name: str) -> bytes:
         if self._blobs is None:
             raise JournalError(
-                f"{what} lies in a blob store, and none is set. Set blobs.url to the one that this cluster used before."
+                f"{what} lies in a blob store, and none is set. "
+                "Set blobs in the profile to the one that this cluster used before."
             )
         try:
             return self._call_blobs(self._blobs.get, name)

@@ -69,9 +69,14 @@ class ConsulRegistry:
     def delete(self, key: str) -> None:
         self._write(delete(self._root + key))
 
-    def list(self, prefix: str) -> dict[str, Any]:
+    def list(self, prefix: str, on_fault: Callable[[str], None] | None = None) -> dict[str, Any]:
         """Every key that starts with `prefix`, with its value, sorted by key."""
-        return {entry.key.removeprefix(self._root): self._parse(entry) for entry in self._read(prefix)}
+        found, faults = self._parsed(self._read(prefix))
+        for error in faults.values():
+            if on_fault is None:
+                raise error
+            on_fault(str(error))
+        return found
 
     def watch(
         self,
@@ -83,8 +88,9 @@ class ConsulRegistry:
     ) -> None:
         """Call `on_change` with all that `list(prefix)` would give, now and after every change, until `close`.
 
-        The calls come from a thread of the registry. A value that is no JSON is left out and told to `on_fault`, as is
-        that Consul cannot be asked, once for each time. `prefix` ends with a slash; `close` may take up to `wait_s`.
+        The calls come from a thread of the registry. A key whose value is no JSON any more keeps the one that it had;
+        that is told to `on_fault`, as is that Consul cannot be asked, once for each time. `prefix` ends with a slash;
+        `close` may take up to `wait_s`.
         """
         thread = threading.Thread(
             target=self._watch, args=(prefix, on_change, on_fault, wait_s), name="consul-watch", daemon=True
@@ -109,13 +115,15 @@ class ConsulRegistry:
     ) -> None:
         index = 0
         known: dict[str, Any] | None = None
-        faults: Sequence[str] = ()
+        faults: tuple[str, ...] = ()
         while not self._closed.is_set():
             asked_at = time.monotonic()
             before = faults
             try:
                 index, entries = self._store.wait_below(self._root + prefix, index, wait_s)
-                found, faults = self._parsed(entries)
+                found, broken = self._parsed(entries)
+                found |= {key: known[key] for key in broken if known and key in known}
+                faults = tuple(map(str, broken.values()))
                 if found != known and not self._closed.is_set():
                     known = found
                     on_change(dict(found))
@@ -126,15 +134,17 @@ class ConsulRegistry:
                     on_fault(fault)
             self._closed.wait(max(0.0, asked_at + LEAST_S - time.monotonic()))
 
-    def _parsed(self, entries: Sequence[Entry]) -> tuple[dict[str, Any], Sequence[str]]:
+    def _parsed(self, entries: Sequence[Entry]) -> tuple[dict[str, Any], dict[str, ServiceError]]:
+        """The values by key, and what is wrong with those that are none."""
         found: dict[str, Any] = {}
-        faults: list[str] = []
+        broken: dict[str, ServiceError] = {}
         for entry in entries:
+            key = entry.key.removeprefix(self._root)
             try:
-                found[entry.key.removeprefix(self._root)] = self._parse(entry)
+                found[key] = self._parse(entry)
             except ServiceError as error:
-                faults.append(str(error))
-        return found, faults
+                broken[key] = error
+        return found, broken
 
     def _read(self, prefix: str) -> Sequence[Entry]:
         return insist(lambda: self._store.read(get_tree(self._root + prefix)), PATIENCE_S, self._closed)

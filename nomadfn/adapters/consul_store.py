@@ -327,7 +327,8 @@ class ConsulStore:
 
     def register_service(self, id: str, host: str, port: int, health_url: str, meta: Mapping[str, str]) -> None:
         """Announce one control service through the local agent, which asks `health_url` every 5 s."""
-        check = consul.Check.http(health_url, "5s", timeout="2s", deregister="1m")
+        # A leader that cannot write for a while is unhealthy, too, and shall be found again after that.
+        check = consul.Check.http(health_url, "5s", timeout="2s", deregister="1h")
         with self._saying(f"register the service {CONTROL_SERVICE}", "service"):
             self._client.agent.service.register(
                 CONTROL_SERVICE, service_id=id, address=host, port=port, check=check, meta=dict(meta)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
+from functools import cached_property
 
-from nomadfn_agent.wire.payload import blob_path, is_blob_name, write_whole
+from nomadfn_agent.wire.payload import TEMPORARY_PREFIX, blob_path, is_blob_name, whole_file
 
+from nomadfn import ports
 from nomadfn.exception import ServiceError
 
-TEMPORARY_PREFIX = ".tmp-"
 TEMPORARY_AGE_S = 3600.0
 """A temporary file that was not written to for so long belongs to a process that is gone."""
+MARK_PREFIX = ".control-"
+PART_BYTES = 1 << 20
 
 
 class DirectoryBlobs:
     """`Blobs` in `folder`, made when it is not there. Raises `ServiceError` where the file system refuses.
 
-    Names come from clients: one that could lead out of the folder is a `ValueError` in `put` and unknown elsewhere.
+    Names come from clients: one that could lead out of the folder is a `ValueError` in `put` and `writing`, and
+    unknown elsewhere.
     """
 
     def __init__(self, folder: str) -> None:
@@ -32,20 +38,43 @@ class DirectoryBlobs:
     def folder(self) -> str:
         return self._folder
 
+    @cached_property
+    def mark(self) -> str:
+        """Made when it is first asked for, in place of those of earlier control services."""
+        name = f"{MARK_PREFIX}{secrets.token_hex(16)}"
+        try:
+            for entry in os.scandir(self._folder):
+                if entry.name.startswith(MARK_PREFIX):
+                    self._unlink(entry.path)
+            os.close(os.open(os.path.join(self._folder, name), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except OSError as error:
+            raise self._refused("be written to", error) from error
+        return name
+
     def put(self, name: str, data: bytes) -> None:
         """Store `data` under `name` in place of what was there; it survives a power cut."""
+        with self.writing(name) as file:
+            file.write(data)
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[ports.Sink]:
         path = blob_path(self._folder, name)
         try:
-            write_whole(path, data, sync=True)
+            with whole_file(path, sync=True) as file:
+                yield file
         except OSError as error:
             raise self._refused(f"take blob {name}", error) from error
 
     def get(self, name: str) -> bytes:
+        return b"".join(self.parts(name))
+
+    def parts(self, name: str) -> Iterator[bytes]:
         if not is_blob_name(name):
             raise KeyError(name)
         try:
             with open(blob_path(self._folder, name), "rb") as file:
-                return file.read()
+                while part := file.read(PART_BYTES):
+                    yield part
         except FileNotFoundError:
             raise KeyError(name) from None
         except OSError as error:
@@ -59,22 +88,12 @@ class DirectoryBlobs:
             self._unlink(blob_path(self._folder, name))
 
     def names(self) -> Iterator[tuple[str, float]]:
-        for name, _path, age_s in self._files():
+        """Files that a writer which was killed has left half-written go away on the way."""
+        for name, path, age_s in self._files():
             if not name.startswith(TEMPORARY_PREFIX):
                 yield name, age_s
-
-    def sweep(self, live: Set[str], min_age_s: float) -> int:
-        """Delete the blobs that are not in `live` and older than `min_age_s`, and temporary files left behind.
-
-        Returns how many went. The age keeps those that were written but are not spoken of yet.
-        """
-        count = 0
-        for name, path, age_s in self._files():
-            temporary = name.startswith(TEMPORARY_PREFIX)
-            if age_s > (TEMPORARY_AGE_S if temporary else min_age_s) and (temporary or name not in live):
+            elif age_s > TEMPORARY_AGE_S:
                 self._unlink(path)
-                count += 1
-        return count
 
     def _files(self) -> Iterator[tuple[str, str, float]]:
         """Name, path and age in seconds of every file; what goes away meanwhile is left out."""

@@ -1,4 +1,4 @@
-"""The five ports in memory, for tests and for simulations of the control service.
+"""Five of the ports in memory, for tests and for simulations of the control service.
 
 They keep to the same contracts as the others, and survive a "restart" by being handed to the next service.
 """
@@ -6,8 +6,10 @@ They keep to the same contracts as the others, and survive a "restart" by being 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from nomadfn.ports import (
@@ -55,6 +57,9 @@ class MemoryJournal:
     def size_bytes(self) -> int:
         return sum(map(len, self._snapshot)) + sum(map(len, self._segments))
 
+    def segment_count(self) -> int:
+        return len(self._segments)
+
     def close(self) -> None:
         pass
 
@@ -66,18 +71,26 @@ class MemoryJournal:
 class MemoryBlobs:
     """`Blobs` that no other process sees: the folder is empty."""
 
+    folder = ""
+    mark = ""
+
     def __init__(self) -> None:
         self._blobs: dict[str, bytes] = {}
-
-    @property
-    def folder(self) -> str:
-        return ""
 
     def put(self, name: str, data: bytes) -> None:
         self._blobs[name] = bytes(data)
 
     def get(self, name: str) -> bytes:
         return self._blobs[name]
+
+    def parts(self, name: str) -> Iterator[bytes]:
+        yield self.get(name)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[io.BytesIO]:
+        buffer = io.BytesIO()
+        yield buffer
+        self.put(name, buffer.getvalue())
 
     def has(self, name: str) -> bool:
         return name in self._blobs
@@ -105,7 +118,7 @@ class MemoryRegistry:
     def delete(self, key: str) -> None:
         self._entries.pop(key, None)
 
-    def list(self, prefix: str) -> dict[str, Any]:
+    def list(self, prefix: str, on_fault: Callable[[str], None] | None = None) -> dict[str, Any]:
         return {key: json.loads(self._entries[key]) for key in sorted(self._entries) if key.startswith(prefix)}
 
     def close(self) -> None:

@@ -11,7 +11,8 @@ from nomadfn_agent.wire import Ended, Join, Log, Start, Started, Stop
 from nomadfn.exception import ServiceError
 
 from .nomad_api import TIMEOUT_S, NomadAddress, _NamedServer
-from .nomad_cluster import AgentHello, NomadCluster, Seat
+from .nomad_cluster import NomadCluster, Seat
+from .nomad_rooms import AgentHello
 
 KEYS_PATH = "/.well-known/jwks.json"
 Send = Callable[[Start | Stop], None]

@@ -17,11 +17,17 @@ from urllib.parse import urlsplit
 
 import nomad
 import requests
-from nomad.api.exceptions import BaseNomadException, URLNotAuthorizedNomadException, URLNotFoundNomadException
+from nomad.api.exceptions import (
+    BaseNomadException,
+    URLNotAuthorizedNomadException,
+    URLNotFoundNomadException,
+    VariableConflict,
+)
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 
 from nomadfn.exception import (
+    AlreadyExistsError,
     ConflictError,
     InvalidError,
     NotFoundError,
@@ -192,9 +198,27 @@ class NomadApi:
 
         return self._ask(read)
 
-    def put_variable(self, path: str, items: dict[str, str]) -> None:
+    def variable(self, path: str) -> dict[str, str]:
+        """The items of a variable. Raises `NotFoundError`."""
+        found: Json = self._ask(lambda client: client.variable.get_variable(path, namespace=self.address.namespace))
+        return found["Items"] or {}
+
+    def variables(self, prefix: str) -> list[Json]:
+        """What there is of variables whose paths begin so, but for their items: `Path`, `ModifyTime` (ns), …"""
+        return self._ask(lambda client: client.variables.get_variables(prefix, namespace=self.address.namespace))
+
+    def put_variable(self, path: str, items: dict[str, str], *, new: bool = False) -> None:
+        """Raises `AlreadyExistsError` for one that is there and was to be `new`."""
         body, namespace = {"Path": path, "Items": items}, self.address.namespace
-        self._ask(lambda client: client.variable.create_variable(path, body, namespace=namespace))
+        cas = 0 if new else None
+
+        def put(client: nomad.Nomad) -> None:
+            try:
+                client.variable.create_variable(path, body, namespace=namespace, cas=cas)
+            except VariableConflict:  # Its text would be all that the variable holds.
+                raise AlreadyExistsError(f"there is a Nomad variable {path} already") from None
+
+        self._ask(put)
 
     def delete_variable(self, path: str) -> None:
         """Deleting what is not there is no error."""

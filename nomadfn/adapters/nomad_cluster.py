@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from nomadfn_agent.wire import Ended, Log, Start, Started, Stop
@@ -39,7 +38,7 @@ from .jobspec import JobSettings
 from .local import describe_exit
 from .nomad_api import NomadApi
 from .nomad_keeper import Keeper
-from .nomad_rooms import Alloc, Job, Room
+from .nomad_rooms import AgentHello, Alloc, Job, Room
 from .nomad_watch import Watch
 
 AWAY_S = 10.0
@@ -48,23 +47,11 @@ REJOIN_S = 15.0
 """How long allocations of an earlier leader are kept for their agents to join."""
 CLOSE_S = 60.0
 """The longest that `close` waits for Nomad to end everything."""
-TAIL_BYTES, TAIL_LINES = 4096, 20
-TAIL_WAIT_S = 2.0
+TAIL_BYTES, TAIL_LINES, TAIL_WAIT_S = 4096, 20, 2.0
 NODES_AGE_S = 5.0
 THREADS = 6
 Json = dict[str, Any]
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class AgentHello:
-    """What an agent says when it joins: its allocation, and the containers that it runs already."""
-
-    job: str
-    alloc: str
-    lane: int
-    position: int
-    containers: tuple[str, ...] = ()
 
 
 class Seat:
@@ -114,6 +101,7 @@ class NomadCluster:
         """The highest index of Nomad's state that was seen in an allocation."""
         self._nodes: tuple[float, list[nomad_words.Node] | None] = (float("-inf"), None)
         self._left = False
+        self._found = False
 
     @property
     def capacity(self) -> int | None:
@@ -124,8 +112,15 @@ class NomadCluster:
         return f"the ceiling of {self._settings.ceiling:,} containers that is set for this cluster"
 
     async def open(self, listener: Callable[[ClusterEvent], None]) -> None:
-        """Find what an earlier leader has left and begin to watch. Raises one of nomadfn's errors."""
+        """Find what an earlier leader has left, if `find` has not, and begin to watch. Raises nomadfn's errors."""
         self._listener = listener
+        if not self._found:
+            await self.find()
+        await self._watch.open()
+
+    async def find(self) -> None:
+        """Find the jobs that an earlier leader has left; may be done before there is a listener."""
+        self._found = True
         self._loop = asyncio.get_running_loop()
         found = []
         for stub in await self.ask(self._api.jobs, jobspec.prefix(self._settings)):
@@ -133,7 +128,6 @@ class NomadCluster:
             if meta.get("nomadfn") == self._settings.cluster and not stub.get("Stop"):
                 found.append(self._find(stub["ID"], meta))
         await asyncio.gather(*found)
-        await self._watch.open()
 
     async def _find(self, job_id: str, meta: dict[str, str]) -> None:
         job = Job(job_id, meta["nomadfn_app"], meta["nomadfn_function"], int(meta["nomadfn_lanes"]))

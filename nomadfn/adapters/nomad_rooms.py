@@ -26,6 +26,17 @@ EMPTY_S = 2.0
 """How long a room without a container is kept for the next one."""
 
 
+@dataclass(frozen=True, slots=True)
+class AgentHello:
+    """What an agent says when it joins: its allocation, and the containers that it runs already."""
+
+    job: str
+    alloc: str
+    lane: int
+    position: int
+    containers: tuple[str, ...] = ()
+
+
 @dataclass(eq=False, slots=True)
 class Alloc:
     """One allocation: `record` is what Nomad last said of it, `seat` its agent's connection."""

@@ -116,6 +116,10 @@ class SqliteJournal:
         """The bytes of all bodies that `replay` would give; the file may be larger."""
         return self._size_bytes
 
+    def segment_count(self) -> int:
+        count: int = self._last - self._upto
+        return count
+
     def close(self) -> None:
         self._database.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from nomadfn.adapters.sqlite import Database, FileKind
@@ -39,14 +40,19 @@ class SqliteRegistry:
     def delete(self, key: str) -> None:
         self._database.execute("DELETE FROM entries WHERE key = ?", key)
 
-    def list(self, prefix: str) -> dict[str, Any]:
+    def list(self, prefix: str, on_fault: Callable[[str], None] | None = None) -> dict[str, Any]:
         """Every key that starts with `prefix`, with its value, sorted by key."""
         found: dict[str, Any] = {}
         rows = self._database.execute("SELECT key, value FROM entries WHERE key >= ? ORDER BY key", prefix)
         for key, text in rows:
             if not key.startswith(prefix):
                 break
-            found[key] = self._parse(key, text)
+            try:
+                found[key] = self._parse(key, text)
+            except ServiceError as error:
+                if on_fault is None:
+                    raise
+                on_fault(str(error))
         return found
 
     def close(self) -> None:

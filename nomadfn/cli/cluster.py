@@ -22,6 +22,8 @@ STOP_S = 60.0
 POLL_S = 0.2
 LOG_TAIL_BYTES = 2000
 SECRETS = ("NOMADFN_TOKEN", "NOMADFN_METRICS_TOKEN", "NOMAD_TOKEN", "CONSUL_HTTP_TOKEN")
+STORE_PREFIXES = ("AWS_", "AZURE_STORAGE_", "FSSPEC_")
+"""Of the variables that the packages behind the address of a blob store read."""
 ADDRESSES = ("NOMAD_ADDR", "CONSUL_HTTP_ADDR", "NOMAD_NAMESPACE", "NOMAD_REGION")
 
 
@@ -53,7 +55,7 @@ def up(profile: Profile, insecure_plaintext: bool, as_json: bool) -> None:
     nomad = _connect(profile, settings)
     try:
         former = find_leader(profile)
-        secrets = {name: os.environ[name] for name in SECRETS if os.environ.get(name)}
+        secrets = _secrets(profile)
         nomad.put_variable(f"nomad/jobs/{profile.control_job}", secrets)
         hcl, variables = render(profile, settings, insecure_plaintext)
         nomad.register(nomad.parse(hcl, variables))
@@ -66,8 +68,30 @@ def up(profile: Profile, insecure_plaintext: bool, as_json: bool) -> None:
         return
     how = "is up" if former is None else "was up already; its job is registered anew"
     print(f"The control service of {profile} {how}: {leader.http_url} leads (Nomad job {profile.control_job})")
-    print(
-        f"Results are kept for {settings.limits.retention_s / 86_400:g} days; payloads and code lie in {profile.blobs}"
+    print(_what_is_kept(profile, settings))
+
+
+def _secrets(profile: Profile) -> dict[str, str]:
+    """What the control services need of this environment and nobody else may read."""
+    from nomadfn.control.clustered import is_address
+
+    of_store = STORE_PREFIXES if is_address(profile.blobs) else ()
+    return {
+        name: value for name, value in os.environ.items() if value and (name in SECRETS or name.startswith(of_store))
+    }
+
+
+def _what_is_kept(profile: Profile, settings: Settings) -> str:
+    from nomadfn.adapters.fsspec_blobs import shown
+    from nomadfn.control.clustered import journal_bounds
+
+    limits, _, _ = journal_bounds(settings.limits, bool(profile.blobs))
+    if profile.blobs:
+        where = f"payloads and code lie in {shown(profile.blobs)}"
+        return f"Results are kept for {limits.retention_s / 86_400:g} days; {where}"
+    return (
+        f"Results are kept for {limits.retention_s / 3600:g} h, and values may have {limits.payload_bytes:,} bytes: "
+        f"for more, set blobs in the profile to a folder or an address such as s3://bucket/prefix"
     )
 
 

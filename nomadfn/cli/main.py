@@ -20,7 +20,7 @@ from typing import Any
 
 import typer
 
-from nomadfn.cli import apps, deploy, doctor, functions, render, run, service
+from nomadfn.cli import apps, deploy, doctor, functions, render, run, secrets, service
 from nomadfn.exception import Error
 
 EXIT_USER_ERROR = 1
@@ -43,6 +43,7 @@ service.register(cli)
 doctor.register(cli)
 cli.add_typer(apps.commands, name="app")
 cli.add_typer(functions.commands, name="function")
+cli.add_typer(secrets.commands, name="secret")
 
 
 def _take_profile(commands: typer.Typer) -> None:

@@ -13,7 +13,6 @@ class Address:
     http_url: str = ""
     data_dir: str = ""
     code_cache: str = ""
-    blobs: str = ""
     target: str = ""
     started_at: float = 0.0
     private: bool = False

@@ -34,7 +34,7 @@ from nomadfn.exception import ConflictError, NotFoundError, ServiceError
 LIBRARIES = ("cloudpickle", "msgspec", "websockets")
 LEFT_OUT = ("adapters", "cli", "control", "core")
 """Parts of nomadfn that no program imports, but for KEPT."""
-KEPT = ("core/__init__.py", "core/gpus.py")
+KEPT = ("core/__init__.py", "core/environment.py", "core/gpus.py")
 OLDEST_PYTHON = (3, 11)
 SUFFIXES = (".py", ".so")
 FILES = "files"

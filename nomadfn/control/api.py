@@ -11,14 +11,13 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 from nomadfn_agent import wire
-from nomadfn_agent.wire import payload
+from nomadfn_agent.wire import outcome
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -29,6 +28,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nomadfn import exception
 from nomadfn.control.agent_bundle import Bundles
+from nomadfn.control.blob_api import BlobApi, Download
+from nomadfn.control.blob_desk import BlobDesk
 from nomadfn.control.http_server import ApiServer, serve_api
 from nomadfn.control.metrics import MEDIA_TYPE
 
@@ -41,7 +42,6 @@ WAIT_DEFAULT_S = 60.0
 WAIT_MAX_S = 600.0
 TAIL_DEFAULT = 100
 TAIL_MAX = 10_000
-BLOB_CHUNK_BYTES = 1024 * 1024
 BUNDLE_PATH = "/v1/agent/nomadfn-agent.pyz"
 METRICS_PATH = "/metrics"
 OPEN_PATHS = frozenset(("/healthz", "/v1/leader", BUNDLE_PATH, METRICS_PATH))
@@ -92,8 +92,6 @@ class Service(Protocol):
         """The page `/metrics`, for who holds a token that is good for it."""
         ...
 
-    async def read_code(self, name: str, identity: Any) -> bytes: ...
-
     def follow_logs(self, app: str, tail: int) -> AsyncGenerator[dict[str, Any]]:
         """The last `tail` lines and then each new one: `{container, function, index, stream, text}`."""
         ...
@@ -102,11 +100,8 @@ class Service(Protocol):
 _T = TypeVar("_T")
 
 
-def create_api(service: Service, *, blobs: str = "", max_body_bytes: int = MAX_BODY_BYTES) -> Starlette:
-    """The ASGI application over `service`.
-
-    `blobs` is the folder in which large results lie; `max_body_bytes` the largest body that is read.
-    """
+def create_api(service: Service, blobs: BlobDesk, *, max_body_bytes: int = MAX_BODY_BYTES) -> Starlette:
+    """The ASGI application over `service`. `max_body_bytes` is the largest body that is read, but for blobs."""
     api = _Api(service, blobs, max_body_bytes)
     function = "/v1/apps/{app}/functions/{name}"
     return Starlette(
@@ -115,7 +110,7 @@ def create_api(service: Service, *, blobs: str = "", max_body_bytes: int = MAX_B
             Route(METRICS_PATH, api.metrics),
             Route("/v1/leader", api.leader),
             agent_bundle_route(),
-            Route("/v1/blobs/{name}", api.read_code),
+            BlobApi(blobs, BODY_TIMEOUT_S).route(),
             Route("/v1/status", api.status),
             Route("/v1/apps", api.list_apps),
             Route("/v1/apps/{app}/stop", api.stop_app, methods=["POST"]),
@@ -161,7 +156,7 @@ def agent_bundle_route() -> Route:
 class _Api:
     """The handlers; each reads its path and body, performs one operation and says what came back."""
 
-    def __init__(self, service: Service, blobs: str, max_body_bytes: int) -> None:
+    def __init__(self, service: Service, blobs: BlobDesk, max_body_bytes: int) -> None:
         self._service = service
         self._blobs = blobs
         self._max_body_bytes = max_body_bytes
@@ -177,10 +172,6 @@ class _Api:
 
     async def leader(self, request: Request) -> Response:
         return _json(self._service.leader())
-
-    async def read_code(self, request: Request) -> Response:
-        data = await self._service.read_code(request.path_params["name"], request.state.identity)
-        return Response(data, media_type="application/octet-stream")
 
     async def status(self, request: Request) -> Response:
         return _json(await self._perform(request, "status", {}))
@@ -319,36 +310,30 @@ class _Api:
     async def _result(self, status: int, data: bytes, codec: int) -> Response:
         """One output as a response; `data` is passed on unread but for errors, which are msgpack of ours."""
         if status & wire.REF:
-            return await self._large_result(status & ~wire.REF, payload.decode_ref(data), codec)
+            return await self._large_result(status & ~wire.REF, outcome.decode_ref(data), codec)
         if status == wire.FAILURE:
-            failure = payload.decode_failure(data)
+            failure = outcome.decode_failure(data)
             kind = getattr(exception, failure.error, exception.InternalError)
             # A result that is no JSON is not the caller's mistake.
             code = 500 if kind is exception.SerializationError else _status_of(kind)
             return _error(failure.error, failure.message, code)
         if status == wire.EXCEPTION:
-            raised = payload.decode_raised(data)
+            raised = outcome.decode_raised(data)
             return _error(raised.type_name, raised.text, 500, traceback=raised.traceback)
         _refuse_pickle(codec)
         return _json({"result": msgspec.Raw(data)})
 
-    async def _large_result(self, status: int, ref: payload.BlobRef, codec: int) -> Response:
-        """An output that lies in the blob folder; it is streamed, whatever its size."""
-        path = payload.blob_path(self._blobs, ref.name)
-        if not os.path.exists(path):
-            raise exception.OutputExpiredError("the result was kept for its time and is gone; call the function again")
-        if status != wire.OK:
-            return await self._result(status, await asyncio.to_thread(payload.read_blob, self._blobs, ref), codec)
-        _refuse_pickle(codec)
-
-        async def body() -> AsyncIterator[bytes]:
-            with open(path, "rb") as file:
-                yield b'{"result":'
-                while chunk := await asyncio.to_thread(file.read, BLOB_CHUNK_BYTES):
-                    yield chunk
-                yield b"}"
-
-        return StreamingResponse(body(), media_type="application/json")
+    async def _large_result(self, status: int, ref: outcome.BlobRef, codec: int) -> Response:
+        """An output that lies in the blob store; it is streamed, whatever its size."""
+        expired = exception.OutputExpiredError("the result was kept for its time and is gone; call the function again")
+        if status == wire.OK:
+            _refuse_pickle(codec)
+            return Download(self._blobs.reading(ref.name), expired, b'{"result":', b"}", "application/json")
+        try:
+            async with self._blobs.reading(ref.name) as parts:
+                return await self._result(status, b"".join([part async for part in parts]), codec)
+        except exception.NotFoundError:
+            raise expired from None
 
 
 class _TokenMiddleware:

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nomadfn_agent import wire
-from nomadfn_agent.wire import payload
 
 from nomadfn.control.tokens import Identity
 from nomadfn.core import calls
 from nomadfn.core.model import Call
-from nomadfn.exception import InvalidError, ServiceError
+from nomadfn.exception import InvalidError
 
 if TYPE_CHECKING:
     from nomadfn.control.operations import Operations
@@ -129,15 +128,3 @@ class CallOperations:
                 }
             if time.monotonic() >= deadline:
                 return {"call": id, "pending": True}
-
-
-def encode_json_payload(blobs: str, data: bytes) -> tuple[bytes, list[int]]:
-    """A JSON body as an input's payload, out of band where it is large."""
-    if not payload.is_large(data):
-        return data, []
-    try:
-        return payload.encode(payload.write_blob(blobs, data, sync=True)), [0]
-    except OSError as error:
-        raise ServiceError(
-            f"the arguments could not be stored: {error.strerror or error}; make room, then try again"
-        ) from None

@@ -6,6 +6,7 @@ Everything here blocks. A part that depends on one that is not there is left out
 from __future__ import annotations
 
 import email.utils
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,11 +15,20 @@ from typing import Any
 
 import requests
 
-from nomadfn.adapters import consul_discovery, jobspec, nomad_words
+from nomadfn.adapters import cluster_secrets, consul_discovery, jobspec, nomad_words
 from nomadfn.adapters.consul_store import ConsulStore, Shard, delete
+from nomadfn.adapters.fsspec_blobs import shown
 from nomadfn.adapters.jobspec import JobSettings
 from nomadfn.adapters.nomad_api import NomadApi
-from nomadfn.control.clustered import IDENTITIES_SINCE, consul_settings, job_settings, nomad_address
+from nomadfn.control.clustered import (
+    IDENTITIES_SINCE,
+    consul_settings,
+    is_address,
+    job_settings,
+    journal_bounds,
+    nomad_address,
+    open_blobs,
+)
 from nomadfn.control.settings import Settings
 from nomadfn.core import gpus
 from nomadfn.exception import Error, NotFoundError, PermissionDeniedError, ServiceError
@@ -45,6 +55,7 @@ def check(profile: Profile, settings: Settings, probe: bool) -> Iterator[Finding
     """Every finding as it is made. `probe` runs a short job to see the driver's Python."""
     yield _token(settings)
     yield from _check_consul(profile)
+    yield _blobs(profile, settings)
     nomad = NomadApi(nomad_address(profile, settings))
     try:
         reached = list(_reach_nomad(nomad))
@@ -59,6 +70,27 @@ def _token(settings: Settings) -> Finding:
     if settings.token:
         return Finding("token", True, "NOMADFN_TOKEN is set")
     return Finding("token", False, "NOMADFN_TOKEN is not set: every command and control service of a cluster needs it")
+
+
+def _blobs(profile: Profile, settings: Settings) -> Finding:
+    """Only the control services need to reach it, so what fails here is no fault yet."""
+    limits, _, _ = journal_bounds(settings.limits, bool(profile.blobs))
+    if not profile.blobs:
+        text = (
+            f"none: values may have {limits.payload_bytes:,} bytes, and results are kept for "
+            f"{limits.retention_s / 3600:g} h; for more, set blobs to a folder or an address such as s3://bucket/prefix"
+        )
+        return Finding("blob store", None, text)
+    where = shown(profile.blobs)
+    if not is_address(profile.blobs):
+        here = "is here" if os.path.isdir(os.path.expanduser(profile.blobs)) else "is not on this machine"
+        text = f"the folder {where} {here}; every control service must see it, others send large values through them"
+        return Finding("blob store", True if here == "is here" else None, text)
+    try:
+        open_blobs(profile, "payloads")
+    except Error as error:
+        return Finding("blob store", None, f"not to be used from here: {error}; every control service must reach it")
+    return Finding("blob store", True, f"{where} takes and gives bytes from here")
 
 
 def _check_consul(profile: Profile) -> Iterator[Finding]:
@@ -126,6 +158,7 @@ def _check_nomad(profile: Profile, settings: Settings, nomad: NomadApi, probe: b
     yield _clock("Nomad", f"{address.url}/v1/status/leader", not address.skip_verify and (address.ca_path or True))
     rights = _rights(nomad, job, job.workload_identity)
     yield rights
+    yield _secrets(nomad)
     yield _kill_timeout(nomad, job)
     try:
         stubs = nomad.nodes()
@@ -179,6 +212,21 @@ def _rights(nomad: NomadApi, job: JobSettings, has_identities: bool) -> Finding:
         note = "; `nomadfn up --nomad` needs it" if only_variables else ""
         return Finding("Nomad rights", None if only_variables else False, text + note)
     return Finding("Nomad rights", True, f"{', '.join(tries)}, {where}")
+
+
+def _secrets(nomad: NomadApi) -> Finding:
+    """Whether functions can name secrets: to read one that is not there tells who may from who may not."""
+    folder = cluster_secrets.FOLDER
+    try:
+        nomad.variable(f"{folder}doctor")
+    except NotFoundError:
+        pass
+    except PermissionDeniedError:
+        text = f"may not be read, so functions cannot name any: the token lacks read on the variables {folder}*"
+        return Finding("secrets", None, text)
+    except Error as error:
+        return Finding("secrets", False, str(error))
+    return Finding("secrets", True, f"Nomad variables {folder}* can be read")
 
 
 def _kill_timeout(nomad: NomadApi, job: JobSettings) -> Finding:

@@ -1,4 +1,4 @@
-"""A control service of a cluster: Consul's lease, journal and registry, a shared blob folder, and Nomad's containers.
+"""A control service of a cluster: Consul's lease, journal and registry, a blob store, and Nomad's containers.
 
 It stands by until it has the lease, and then leads until it loses it. What it loses the lease by makes it end, with
 an exit code of its own: started again, it stands by. Told to end, it hands over at once; containers run on.
@@ -13,7 +13,6 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,11 +20,14 @@ from nomadfn_agent import wire
 
 from nomadfn import ports
 from nomadfn.adapters import consul_discovery
+from nomadfn.adapters.cluster_secrets import ClusterSecrets
+from nomadfn.adapters.consul_blobs import ConsulBlobs
 from nomadfn.adapters.consul_journal import ConsulJournal
 from nomadfn.adapters.consul_lease import ConsulLease
 from nomadfn.adapters.consul_registry import ConsulRegistry
 from nomadfn.adapters.consul_store import ConsulSettings, ConsulStore, Shard
 from nomadfn.adapters.directory_blobs import DirectoryBlobs
+from nomadfn.adapters.fsspec_blobs import FsspecBlobs, shown
 from nomadfn.adapters.jobspec import JobSettings
 from nomadfn.adapters.nomad_agents import door, fetch_keys
 from nomadfn.adapters.nomad_api import NomadAddress, NomadApi
@@ -40,12 +42,14 @@ from nomadfn.control.jobs import Jobs
 from nomadfn.control.join_tokens import JoinTokens
 from nomadfn.control.leadership import STAND_BY, await_lease, in_thread
 from nomadfn.control.overrides import PREFIX
+from nomadfn.control.sealing import Seal
 from nomadfn.control.service import Service
 from nomadfn.control.serving import SteppedDownError, StorageError, bind, bring_back, end, taken, url
 from nomadfn.control.settings import Settings, load_settings
 from nomadfn.control.standby import Front
 from nomadfn.control.tokens import Identity, Tokens
 from nomadfn.core.core import Core
+from nomadfn.core.limits import Limits
 from nomadfn.exception import ConflictError, InvalidError, ServiceError
 from nomadfn.profiles import Profile
 
@@ -54,8 +58,18 @@ IDENTITIES_SINCE = (1, 7, 0)
 KNOWN_URLS = 8
 """Addresses of control services that agents are told at most."""
 DELIVERIES_PER_EPOCH = 1 << 40
-PACE = Pace(compact_from_segments=2000)
-"""Of a journal whose bodies lie in the blob folder: Consul holds some 250 bytes for each segment."""
+PACE = Pace(compact_from_segments=1000)
+"""Of a journal whose bodies lie in a blob store: Consul holds up to 800 bytes for each segment."""
+SPAWN_BYTES = 48 * 1024 * 1024
+"""`limits.spawn_bytes` where there is no blob store."""
+ROOM = (4, 3)
+"""Such a journal may hold so much of that: what is of no more use has its place, too, until a compaction. At the
+default that is 64 MiB."""
+SEGMENT_BYTES = 1024 * 1024
+RETENTION_S = 3600.0
+"""`limits.retention_s` where there is no blob store."""
+
+BLOB_KINDS = ("payloads", "journal")
 
 Ended = asyncio.Future[Exception | None]
 
@@ -64,11 +78,6 @@ async def serve(profile: Profile, settings: Settings, tell: Callable[[dict[str, 
     """Stand by, lead, and end. Returns the exit code, or raises what it ended by."""
     if not settings.token:
         raise InvalidError(f"a control service of {profile} needs the token of its owner: set NOMADFN_TOKEN")
-    if not profile.blobs or "://" in profile.blobs:
-        raise InvalidError(
-            f"profile {profile.name} needs blobs = the path of a folder that programs, control services and "
-            "containers share (NFS, or the same disk on one machine)"
-        )
     ended: Ended = asyncio.get_running_loop().create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end, ended, None)
@@ -79,6 +88,7 @@ async def serve(profile: Profile, settings: Settings, tell: Callable[[dict[str, 
     server = await api.serve_api(front, http)
     member = _Member(profile, settings, tokens, http_url, front, ended)
     try:
+        await member.open_blobs()
         await member.register()
         tell({"http_url": http_url, "target": str(profile)})
         fault = await member.serve()
@@ -98,6 +108,7 @@ class _Member:
     ) -> None:
         self._profile = profile
         self._settings = settings
+        self._limits, self._pace = settings.limits, PACE
         self._tokens = tokens
         self._http_url = http_url
         self._front = front
@@ -107,6 +118,8 @@ class _Member:
         self._shard = Shard(profile.cluster, profile.shard)
         self._lease = ConsulLease(self._store, self._shard, on_lost=self._on_lost)
         self._entry = ""
+        self._blobs: tuple[ports.Blobs, ports.Blobs] | None = None
+        """For payloads and code, and for the journal; None where there is no blob store."""
 
     def _log(self, text: str) -> None:
         print(f"nomadfn control, {self._shard}: {text}", flush=True)
@@ -126,6 +139,12 @@ class _Member:
         elif not isinstance(error, StorageError):
             error = StorageError(f"the control service cannot go on: {error}")
         end(self._ended, error)
+
+    async def open_blobs(self) -> None:
+        """Long before they are needed: a standby that takes over shall not wait for libraries and connections."""
+        if self._profile.blobs:
+            payloads, bodies = [await in_thread(partial(open_blobs, self._profile, kind)) for kind in BLOB_KINDS]
+            self._blobs = payloads, bodies
 
     async def register(self) -> None:
         """Announce this instance in Consul, unless Nomad does that."""
@@ -167,11 +186,10 @@ class _Member:
 
     async def _lead(self, epoch: int) -> Exception | None:
         # Both at once: while nobody leads, everybody waits.
-        opened, reached = await asyncio.gather(self._open_journal(), in_thread(self._reach_nomad))
-        nomad, job, identities = reached
-        cluster = NomadCluster(nomad, job, identities.token if isinstance(identities, JoinTokens) else None)
+        opened, reached = await asyncio.gather(self._open_journal(), self._open_cluster())
+        cluster, nomad, job, identities = reached
         registry = ConsulRegistry(self._store, self._shard, self._lease.hold)
-        service = self._build(epoch, cluster, registry, *opened)
+        service = self._build(epoch, cluster, registry, ClusterSecrets(nomad, self._store), *opened)
         listener = await self._listen(service)
         service.agents.open(door(cluster), identities.verify)
         Jobs(nomad, job, cluster).add_to(service.operations)
@@ -179,7 +197,7 @@ class _Member:
         await service.start(lambda: cluster.rejoining)
         on_overrides = service.operations.overrides.take
         registry.watch(PREFIX, lambda entries: self._soon(on_overrides, entries), on_fault=self._log)
-        app = api.create_api(service, blobs=service.address.blobs, max_body_bytes=self._settings.max_body_bytes)
+        app = api.create_api(service, service.desk, max_body_bytes=self._settings.max_body_bytes)
         self._front.lead(app, service.leader())
         announce = partial(self._lease.announce, http_url=self._http_url, data_url=service.address.data_url)
         await in_thread(announce)
@@ -199,12 +217,20 @@ class _Member:
 
         async def stand_by(body: dict[str, Any], identity: Identity, session: str) -> Any:
             identity.require_owner()
-            known = [self._http_url, str(body["http_url"]), *self._profile.control_urls, *urls[1:]]
+            url = str(body["http_url"])
+            known = [self._http_url, url, *self._profile.control_urls, *urls[1:]]
             urls[:] = list(dict.fromkeys(known))[:KNOWN_URLS]
             service.agents.look_at(urls)
+            self._log(f"{url} stands by; agents know it")
             return {}
 
         service.operations.add(STAND_BY, stand_by)
+
+    async def _open_cluster(self) -> tuple[NomadCluster, NomadApi, JobSettings, JoinTokens | _Identities]:
+        nomad, job, identities = await in_thread(self._reach_nomad)
+        cluster = NomadCluster(nomad, job, identities.token if isinstance(identities, JoinTokens) else None)
+        await cluster.find()
+        return cluster, nomad, job, identities
 
     def _reach_nomad(self) -> tuple[NomadApi, JobSettings, JoinTokens | _Identities]:
         """Nomad's API, what every job has, and who may join. Blocks."""
@@ -215,17 +241,19 @@ class _Member:
             return nomad, job, _Identities(address)
         return nomad, job, JoinTokens(self._settings.token)
 
-    @property
-    def _folder(self) -> Path:
-        """Where everything of this shard lies that is too large for Consul."""
-        return Path(self._profile.blobs).expanduser() / self._profile.cluster / str(self._profile.shard)
-
     async def _open_journal(self) -> tuple[ConsulJournal, list[tuple[int, bytes]]]:
         """The journal, and everything in it."""
+        bodies = None if self._blobs is None else self._blobs[1]
         try:
-            await in_thread(partial(self._folder.mkdir, parents=True, exist_ok=True))
-            bodies = DirectoryBlobs(str(self._folder / "journal"))
-            opened = partial(ConsulJournal, self._store, self._lease.hold, blobs=bodies, on_delay=self._on_delay)
+            self._limits, self._pace, max_bytes = journal_bounds(self._settings.limits, bodies is not None)
+            opened = partial(
+                ConsulJournal,
+                self._store,
+                self._lease.hold,
+                blobs=bodies,
+                max_bytes=max_bytes,
+                on_delay=self._on_delay,
+            )
             journal = await in_thread(opened)
             return journal, await in_thread(lambda: list(journal.replay()))
         except ports.FencedError as error:
@@ -238,27 +266,29 @@ class _Member:
         epoch: int,
         cluster: NomadCluster,
         registry: ConsulRegistry,
+        secrets: ports.Secrets,
         journal: ConsulJournal,
         segments: list[tuple[int, bytes]],
     ) -> Service:
         """The service with everything that was accepted before."""
-        folder = self._folder
-        payloads = DirectoryBlobs(str(folder / "payloads"))
+        payloads = ConsulBlobs(self._store, self._lease.hold) if self._blobs is None else self._blobs[0]
         address = Address(
             http_url=self._http_url,
-            data_dir=f"Consul at {self._store.address}, {self._shard.prefix}, and {folder}",
-            code_cache=str(folder / "code"),
-            blobs=payloads.folder,
+            data_dir=f"Consul at {self._store.address}, {self._shard.prefix}"
+            + (f", and {shown(self._profile.blobs)}" if self._profile.blobs else ""),
             target=str(self._profile),
         )
         core = Core(
-            self._settings.limits,
+            self._limits,
             epoch=epoch,
             capacity=cluster.capacity,
             capacity_reason=cluster.capacity_reason,
             first_delivery=epoch * DELIVERIES_PER_EPOCH + 1,
         )
-        service = Service(core, cluster, registry, payloads, self._tokens, address, journal, self._on_fatal, PACE)
+        seal = Seal(self._tokens.derive_key("values in the registry"))
+        service = Service(
+            core, cluster, registry, payloads, self._tokens, address, journal, self._on_fatal, secrets, seal, self._pace
+        )
         address.started_at = service.now()
         bring_back(service, segments)
         return service
@@ -281,6 +311,44 @@ class _Identities(WorkloadIdentities):
 
     def __init__(self, address: NomadAddress) -> None:
         super().__init__(partial(fetch_keys, address), address.namespace)
+
+
+def open_blobs(profile: Profile, kind: str) -> ports.Blobs:
+    """The profile's blob store, opened and tried. Blocks; raises `InvalidError` or `ServiceError`."""
+    where = f"{profile.blobs.rstrip('/')}/{profile.cluster}/{profile.shard}/{kind}"
+    if not is_address(where):
+        return DirectoryBlobs(os.path.expanduser(where.removeprefix("file://")))
+    found = FsspecBlobs(where)
+    found.check()
+    return found
+
+
+def is_address(blobs: str) -> bool:
+    """Whether that is more than a folder."""
+    return "://" in blobs and not blobs.startswith("file://")
+
+
+def journal_bounds(limits: Limits, has_blobs: bool) -> tuple[Limits, Pace, int | None]:
+    """The limits in force, the pace of the journal, and how much it may hold, by where its bodies lie.
+
+    Without a blob store that is Consul itself, each of whose servers has all of it in memory; a value has to fit
+    into a frame then.
+    """
+    if has_blobs:
+        return limits, PACE, None
+    spawn_bytes = limits.spawn_bytes or SPAWN_BYTES
+    bounded = replace(
+        limits,
+        spawn_bytes=spawn_bytes,
+        payload_bytes=min(limits.payload_bytes, wire.INLINE_PAYLOAD_BYTES),
+        retention_s=min(limits.retention_s, RETENTION_S),
+    )
+    room_bytes = spawn_bytes * ROOM[0] // ROOM[1]
+    return (
+        bounded,
+        Pace(segment_bytes=SEGMENT_BYTES, compact_from_bytes=spawn_bytes // 4, room_bytes=room_bytes),
+        room_bytes,
+    )
 
 
 def consul_settings(profile: Profile) -> ConsulSettings:

@@ -10,9 +10,9 @@ from nomadfn_agent import wire
 from nomadfn_agent.wire import payload
 
 from nomadfn import ports
-from nomadfn.core import effects
+from nomadfn.core import effects, environment
 from nomadfn.core.model import App, Container, Function
-from nomadfn.exception import ServiceError
+from nomadfn.exception import Error, ServiceError
 
 if TYPE_CHECKING:
     from nomadfn.control.connections import Connection
@@ -33,6 +33,8 @@ class Runner:
     container: Container
     connection: Connection | None = None
     ended: ports.ContainerEnded | None = None
+    bound: bool = False
+    """It has been told which function it is."""
     label: tuple[str, str, int] = ("", "", -1)
     """App, function and index, for its log lines."""
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
@@ -91,7 +93,7 @@ class Containers:
             if runner.connection is not None:
                 runner.connection.close(why)
 
-    def welcome(self, connection: Connection) -> bool:
+    def welcome(self, connection: Connection, again: bool) -> bool:
         runner = self._runners.get(connection.id)
         if runner is None or runner.connection is not None or connection.identity.container != connection.id:
             return False
@@ -100,20 +102,48 @@ class Containers:
         app = self._core.state.apps.get(function.app)
         if app is None:
             return False
+        if again:
+            self._bind(runner, connection, app, {})  # It has its environment.
+        elif environment.named(function.spec) or function.spec.sealed:
+            self._service.keep(self._bind_with_secrets(runner, connection, app))
+        else:
+            self._bind(runner, connection, app, environment.merge(function.spec, {}))
+        return True
+
+    async def _bind_with_secrets(self, runner: Runner, connection: Connection, app: App) -> None:
+        """Read what the function names, and tell the container, or else whoever waits why it cannot start."""
+        function = runner.container.function
+        try:
+            env, spec = {}, None
+            while spec is not function.spec:  # Another version may be deployed meanwhile.
+                spec = function.spec
+                env = await self._service.secrets.environment(spec)
+        except Error as error:
+            self._core.container_start_failed(self._service.now(), runner.container.id, str(error))
+            self._service.poke()
+            return
+        if not connection.closed:
+            self._bind(runner, connection, app, env)
+
+    def _bind(self, runner: Runner, connection: Connection, app: App, env: dict[str, str]) -> None:
+        function = runner.container.function
         runner.container.revision = function.revision
+        runner.bound = True
         connection.send(
             wire.Bind(
                 function=function.id,
-                spec=function.spec,
+                spec=environment.without_values(function.spec),
                 code=app.code,
                 app=function.app,
                 app_name=app.name,
                 index=runner.container.index,
-                blobs=self._service.address.blobs,
+                blobs=self._service.blobs.folder,
                 code_cache=self._service.address.code_cache,
+                env=env,
+                blobs_mark=self._service.blobs.mark,
+                http_url=self._service.address.http_url,
             )
         )
-        return True
 
     def on_frame(self, connection: Connection, frame: wire.RunnerFrame) -> None:
         now = self._service.now()
@@ -152,7 +182,7 @@ class Containers:
         if runner is None:
             return
         self._service.cluster.note(runner.container.function.id, effect.reason)
-        if effect.grace_s == 0 or runner.connection is None:
+        if effect.grace_s == 0 or runner.connection is None or not runner.bound:
             self._service.cluster.stop(effect.container, effect.grace_s)
             return
         runner.connection.send(wire.Drain())

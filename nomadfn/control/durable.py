@@ -1,6 +1,9 @@
 """Group commit: the thread that writes records to the journal and says how far it is durable.
 
 Everything that comes in while one segment is written goes into the next. The event loop never waits for a disk.
+
+Where there is no room left, what is to be written waits for the snapshot that takes the place of what is of no more
+use; only a journal that has none even then has failed.
 """
 
 from __future__ import annotations
@@ -9,11 +12,12 @@ import asyncio
 import bisect
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from nomadfn.core import records
-from nomadfn.ports import Journal, JournalError
+from nomadfn.ports import Journal, JournalError, JournalFullError
 
 SEGMENT_RECORDS = 20_000
 SLICE_S = 0.005
@@ -21,6 +25,12 @@ SLICE_S = 0.005
 STALLED_S = 5.0
 """A write that takes longer than this is told to whoever asks for the service's health."""
 APPEND_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+CLOSE_S = 3.0
+"""How long the end waits for a journal that takes nothing: its store is away, or frozen."""
+SNAPSHOTS_WHEN_FULL = 2
+"""The first snapshot may have begun long before the journal was full."""
+LIVE_PER_SEGMENT_BYTES = 64 * 1024
+"""Of what a snapshot costs, one segment that it takes away is worth so much: however much is live, writing goes on."""
 COMPACT_GROWTH = 3
 """The journal is compacted when it holds so many times what is still of use."""
 
@@ -32,7 +42,7 @@ class Pace:
     segment_bytes: int = 4 * 1024 * 1024
     compact_from_bytes: int = 64 * 1024 * 1024
     compact_from_segments: int | None = None
-    """So many segments are too many, however small they are."""
+    """So many segments are too many, however small they are, unless a snapshot would cost far more."""
     room_bytes: int | None = None
     """A journal that may hold no more than this is compacted before it is full."""
 
@@ -40,6 +50,11 @@ class Pace:
         """The size at which a journal is compacted again that has `size_bytes` after a compaction."""
         grown = max(self.compact_from_bytes, 2 * size_bytes)
         return grown if self.room_bytes is None else min(grown, (size_bytes + self.room_bytes) // 2)
+
+    def too_many(self, segments: int, live_bytes: int) -> bool:
+        if self.compact_from_segments is None:
+            return False
+        return segments >= max(self.compact_from_segments, live_bytes // LIVE_PER_SEGMENT_BYTES)
 
 
 @dataclass(slots=True)
@@ -72,8 +87,10 @@ class DurableWriter:
         self._on_durable = on_durable
         self._on_failure = on_failure
         self._wake = threading.Condition()
-        self._queue: list[_Batch | _SnapshotBegins | _Snapshot] = []
+        self._queue: deque[_Batch | _SnapshotBegins | _Snapshot] = deque()
         self._compacting = False
+        self._full = False
+        """There is no room for what comes next."""
         self._closing = False
         self._snapshot_covers = 0
         """The last segment that the snapshot which is being taken stands for."""
@@ -85,9 +102,8 @@ class DurableWriter:
         self.append_s = 0.0
         """All of them together."""
         self._writing_since: float | None = None
-        self._segments = 0
-        """Since the last compaction, or the start."""
         self.size_bytes = journal.size_bytes()
+        self._segments = journal.segment_count()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
     def start(self) -> None:
@@ -101,12 +117,11 @@ class DurableWriter:
         """Whether enough of the journal is of no more use, given what still is; or it is too long, or nearly full."""
         if self._compacting:
             return False
-        pace = self._pace
-        if pace.compact_from_segments is not None and self._segments >= pace.compact_from_segments:
+        if self._full or self._pace.too_many(self._segments, live_bytes):
             return True
         if self.size_bytes < self._compact_at:
             return False
-        return pace.room_bytes is not None or self.size_bytes >= COMPACT_GROWTH * live_bytes
+        return self._pace.room_bytes is not None or self.size_bytes >= COMPACT_GROWTH * live_bytes
 
     @property
     def trouble(self) -> str:
@@ -140,13 +155,25 @@ class DurableWriter:
             bodies.append(records.encode_segment(part))
         self._put(_Snapshot(bodies))
 
-    def close(self) -> None:
-        """Write what is there and end. Returns when the journal is closed."""
+    def close(self) -> bool:
+        """Write what is there, and close the journal; False when the journal had to be given up.
+
+        That is when it has taken no segment for `CLOSE_S`. Nobody was told of what is lost with it.
+        """
         with self._wake:
             self._closing = True
             self._wake.notify()
-        if self._thread.ident is not None:
-            self._thread.join()
+        if self._thread.ident is None:
+            return True
+        before = -1
+        while self._thread.is_alive() and self.last_segment != before:
+            before = self.last_segment
+            self._thread.join(CLOSE_S)
+        if not self._thread.is_alive():
+            return True
+        self._journal.close()
+        self._thread.join(CLOSE_S)
+        return False
 
     def _put(self, one: _Batch | _SnapshotBegins | _Snapshot) -> None:
         with self._wake:
@@ -165,13 +192,15 @@ class DurableWriter:
             self._journal.close()
 
     def _step(self) -> bool:
+        """Write what has come in, as few segments as may be; False at the end."""
         with self._wake:
-            while not self._queue and not self._closing:
-                self._wake.wait()
-            queue, self._queue = self._queue, []
+            self._wake.wait_for(lambda: self._queue or self._closing)
+        if not self._queue:
+            return False
         segment: list[records.Record] = []
         number = size_bytes = 0
-        for one in queue:
+        while self._queue:
+            one = self._queue.popleft()
             if isinstance(one, _Batch):
                 segment += one.records
                 size_bytes += sum(map(records.size_of, one.records))
@@ -185,12 +214,12 @@ class DurableWriter:
                 self._replace(one)
         if segment:
             self._write(segment, number)
-        return bool(queue)
+        return True
 
     def _write(self, segment: list[records.Record], number: int) -> None:
         body = records.encode_segment(segment)
         self._writing_since = start = time.monotonic()
-        self.last_segment = self._journal.append(body)
+        self.last_segment = self._append(body)
         self._writing_since = None
         took_s = time.monotonic() - start
         self.append_counts[bisect.bisect_left(APPEND_BOUNDS_S, took_s)] += 1
@@ -199,11 +228,40 @@ class DurableWriter:
         self.size_bytes = self._journal.size_bytes()
         self._on_durable(number)
 
+    def _append(self, body: bytes) -> int:
+        for _ in range(SNAPSHOTS_WHEN_FULL):
+            try:
+                return self._journal.append(body)
+            except JournalFullError:
+                if not self._make_room():
+                    raise
+        return self._journal.append(body)
+
+    def _make_room(self) -> bool:
+        """Wait for a snapshot and put it in force before its turn; False when the end comes first.
+
+        What stands before it in the queue is in it already; written after it, that changes nothing at replay.
+        """
+        self._full = True
+        with self._wake:
+            self._wake.wait_for(lambda: self._closing or any(isinstance(one, _Snapshot) for one in self._queue))
+            waiting, self._queue = self._queue, deque()
+            self._queue.extend(one for one in waiting if isinstance(one, _Batch))
+        made = False
+        for one in waiting:
+            if isinstance(one, _SnapshotBegins):
+                self._snapshot_covers = self.last_segment
+            elif isinstance(one, _Snapshot):
+                self._replace(one)
+                made = True
+        return made
+
     def _replace(self, snapshot: _Snapshot) -> None:
         self._journal.compact(snapshot.bodies, self._snapshot_covers)
         self.size_bytes = self._journal.size_bytes()
         self._compact_at = self._pace.compact_at(self.size_bytes)
-        self._segments = 0
+        self._segments = self._journal.segment_count()
+        self._full = False
         self._compacting = False
 
     def _is_full(self, segment: list[records.Record], size_bytes: int) -> bool:

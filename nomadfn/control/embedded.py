@@ -107,6 +107,7 @@ def _build(
     private: bool,
 ) -> Service:
     """The service over its adapters, with everything that was accepted before a restart."""
+    from nomadfn.adapters.file_secrets import FileSecrets
     from nomadfn.control import tokens
     from nomadfn.control.address import Address
     from nomadfn.control.service import Service
@@ -117,7 +118,6 @@ def _build(
         http_url="" if http is None else url("http", settings.host, http.getsockname()[1]),
         data_dir=str(folder),
         code_cache=str(folder / "code"),
-        blobs=storage.blobs.folder,
         target="this machine, by a private control service"
         if private
         else f"this machine, by the control service in {folder}",
@@ -137,11 +137,19 @@ def _build(
         address,
         storage.journal,
         lambda error: end(ended, error),
+        FileSecrets(_secrets_folder(settings, private)),
     )
     address.started_at = service.now()
     if not private:
         bring_back(service, storage.journal.replay())
     return service
+
+
+def _secrets_folder(settings: Settings, private: bool) -> Path:
+    """In the user's own folder, also where the service has one that goes with its program."""
+    from nomadfn.control.settings import load_settings
+
+    return (load_settings().data_dir if private else settings.data_dir) / "secrets"
 
 
 def _announce(folder: Path, service: Service, private: bool) -> dict[str, Any]:
@@ -170,7 +178,7 @@ def _announce(folder: Path, service: Service, private: bool) -> dict[str, Any]:
 async def _serve_api(service: Service, settings: Settings, listener: socket.socket) -> Any:
     """The HTTP API; its import happens on a thread, so that inputs already flow meanwhile."""
     api = await asyncio.to_thread(_import_api)
-    app = api.create_api(service, blobs=service.address.blobs, max_body_bytes=settings.max_body_bytes)
+    app = api.create_api(service, service.desk, max_body_bytes=settings.max_body_bytes)
     return await api.serve_api(app, listener)
 
 

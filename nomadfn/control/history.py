@@ -11,6 +11,7 @@ import msgspec
 from nomadfn_agent import wire
 
 from nomadfn import ports
+from nomadfn.control.sealing import Seal
 from nomadfn.exception import NotFoundError
 
 KEPT = 10
@@ -20,8 +21,9 @@ KEPT = 10
 class History:
     """Calls block, but for `blobs`."""
 
-    def __init__(self, registry: ports.Registry) -> None:
+    def __init__(self, registry: ports.Registry, seal: Seal) -> None:
         self._registry = registry
+        self._seal = seal
         self._digests: dict[str, set[str]] = {}
         """Key → the blobs that the version needs."""
 
@@ -37,7 +39,7 @@ class History:
 
     def record(self, version: int, spec: wire.AppSpec, now: float, note: str = "") -> None:
         key = _key(spec.name, version)
-        entry = {"version": version, "at": now, "note": note, "spec": msgspec.to_builtins(spec)}
+        entry = {"version": version, "at": now, "note": note, "spec": msgspec.to_builtins(self._seal.close(spec))}
         self._digests[key] = _digests(spec)
         self._registry.put(key, entry)
         for old in sorted(self._registry.list(f"versions/{spec.name}/"))[:-KEPT]:
@@ -69,7 +71,7 @@ class History:
         if entry is None:
             kept = ", ".join(str(one["version"]) for one in self.list(app)) or "none"
             raise NotFoundError(f"version {version} of {app} is not kept; there are {kept}")
-        return msgspec.convert(entry["spec"], wire.AppSpec)
+        return self._seal.open(msgspec.convert(entry["spec"], wire.AppSpec))
 
 
 def _key(app: str, version: int) -> str:

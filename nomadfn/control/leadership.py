@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -24,6 +25,7 @@ WATCH_S = 5.0
 """How long one question to the lease may wait for a change."""
 CONNECT_S = 2.0
 RETRY_S = 0.5
+RECONNECT_S = 0.01
 STAND_BY = "control.stand_by"
 """The operation by which a standby tells the leader where it is."""
 
@@ -89,22 +91,23 @@ async def _until_gone(lease: SharedLease, leader: Leader, token: str, http_url: 
     """Returns when the lease has changed (False), or when the leader's process is gone (True)."""
     watch = _Watch(leader.data_url, token, http_url)
     closed = asyncio.ensure_future(in_thread(watch.until_closed))
+    closed.add_done_callback(_forget)
     try:
         while True:
             changed = asyncio.ensure_future(in_thread(lease.wait_for_change, leader, WATCH_S))
+            changed.add_done_callback(_forget)
             await asyncio.wait((changed, closed), return_when=asyncio.FIRST_COMPLETED)
             if closed.done() and closed.result():
-                changed.add_done_callback(_forget)
                 return True
             # A leader that cannot be watched keeps its lease until that runs out.
             if await changed != leader or closed.done():
                 return False
     finally:
         watch.end()
-        closed.add_done_callback(_forget)
 
 
 def _forget(future: asyncio.Future[Any]) -> None:
+    """Whoever waits for it has its error; that nobody does is no fault."""
     if not future.cancelled():
         future.exception()
 
@@ -121,13 +124,20 @@ class _Watch:
 
     def until_closed(self) -> bool:
         """Returns when the leader's process is gone (True), or cannot be watched (False). Blocks."""
+        give_up_at = time.monotonic() + CONNECT_S
         while self._url and not self._ended:
             try:
                 link = self._connect()
-            except (LinkRefused, LinkClosed):
+            except ConnectionRefusedError:
+                return True
+            except LinkRefused:
                 return False
-            except OSError as error:
-                return isinstance(error, ConnectionRefusedError)
+            except OSError:
+                # A process that is being killed closes its sockets one after the other: soon it refuses.
+                if time.monotonic() > give_up_at:
+                    return False
+                time.sleep(RECONNECT_S)
+                continue
             try:
                 while not self._ended:
                     link.receive(None)
@@ -135,6 +145,7 @@ class _Watch:
                 pass  # It may have closed this connection alone: the next try tells.
             finally:
                 link.close()
+                give_up_at = time.monotonic() + CONNECT_S
         return False
 
     def _connect(self) -> Link:

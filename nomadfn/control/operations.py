@@ -19,7 +19,7 @@ from nomadfn.control.call_operations import CallOperations
 from nomadfn.control.history import History
 from nomadfn.control.overrides import PREFIX, SETTINGS, Overrides, check_settings
 from nomadfn.control.tokens import Identity
-from nomadfn.core import scaling
+from nomadfn.core import environment, scaling
 from nomadfn.core.model import CONTAINER_STATES, App, Function
 from nomadfn.exception import ConflictError, InvalidError, NotFoundError, ServiceError
 from nomadfn.version import __version__
@@ -39,7 +39,7 @@ class Operations:
         self._service = service
         self._core = service.core
         self._state = service.core.state
-        self._history = History(service.registry)
+        self._history = History(service.registry, service.seal)
         self.overrides = Overrides(service)
         self._operations: dict[str, Operation] = {
             "status": self._status,
@@ -86,6 +86,8 @@ class Operations:
         existing = self._state.apps.get(app_id)
         if existing is not None and (existing.deployed or existing.session not in ("", session)):
             raise ConflictError(f"app id {app_id} belongs to another session")
+        if existing is None:
+            await self._service.secrets.check(spec)
         functions = self._core.start_app(self._service.now(), app_id, spec, session)
         self._service.poke()
         if not self._service.address.private:
@@ -97,6 +99,7 @@ class Operations:
         return await self._put_in_force(msgspec.convert(body["spec"], wire.AppSpec))
 
     async def _put_in_force(self, spec: wire.AppSpec, note: str = "") -> Any:
+        await self._service.secrets.check(spec)
         app_id = self._state.deployed.get(spec.name) or f"ap-{secrets.token_hex(11)}"
         former = self._state.apps.get(app_id)
         version = former.version + 1 if former is not None else 1
@@ -136,7 +139,7 @@ class Operations:
             "session": app.session,
             "version": app.version,
             "at": self._service.now(),
-            "spec": msgspec.to_builtins(spec),
+            "spec": msgspec.to_builtins(self._service.seal.close(spec)),
         }
         await self._blocking(self._service.registry.put, f"apps/{app.id}", entry)
 
@@ -144,10 +147,10 @@ class Operations:
         """After a restart: the apps of the registry, with their settings. Before the journal is replayed."""
         now = self._service.now()
         for entry in self._service.registry.list("apps/").values():
-            spec = msgspec.convert(entry["spec"], wire.AppSpec)
+            spec = self._service.seal.open(msgspec.convert(entry["spec"], wire.AppSpec))
             self._core.restore_app(now, entry["id"], spec, entry["session"], entry["deployed"], entry["version"])
         self._history.load()
-        self.overrides.take(self._service.registry.list(PREFIX))
+        self.overrides.restore()
 
     def forget_app(self, app_id: str) -> None:
         """A stopped app is not brought back. Blocks."""
@@ -155,7 +158,7 @@ class Operations:
         entry = registry.get(f"apps/{app_id}") or {}
         registry.delete(f"apps/{app_id}")
         name = entry["spec"]["name"] if entry.get("deployed") else app_id
-        for key in registry.list(f"{PREFIX}{name}/"):
+        for key in registry.list(f"{PREFIX}{name}/", self._service.log):
             registry.delete(key)
         if entry.get("deployed"):
             self._history.forget(name)
@@ -258,7 +261,7 @@ class Operations:
 
     async def _lookup(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         function = self.find_function(str(body["app"]), str(body["name"]), identity)
-        return {"function_id": function.id, "spec": msgspec.to_builtins(function.spec)}
+        return {"function_id": function.id, "spec": _shown(function)}
 
     async def _stats(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         function = self._core.function(str(body["function_id"]))
@@ -322,7 +325,7 @@ class Operations:
         ]
         return {
             **self._describe_function(app, function),
-            "spec": msgspec.to_builtins(function.spec),
+            "spec": _shown(function),
             "run_time_s": function.mean_run_s,
             "containers": containers,
             "wanted": function.wanted,
@@ -365,3 +368,7 @@ class Operations:
             "data_dir": address.data_dir,
             "http_url": address.http_url,
         }
+
+
+def _shown(function: Function) -> Any:
+    return msgspec.to_builtins(environment.without_values(function.spec))

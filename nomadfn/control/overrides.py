@@ -28,6 +28,8 @@ class Overrides:
         self._service = service
         self._own_writes = 0
         """Those under way from here: what the registry shows meanwhile is older."""
+        self._refused: dict[str, str] = {}
+        """Why what now stands under a key is not in force."""
 
     async def keep(self, app: App, function: Function) -> None:
         await self._write(self._service.registry.put, _key(app, function), function.overrides)
@@ -42,27 +44,38 @@ class Overrides:
         finally:
             self._own_writes -= 1
 
+    def restore(self) -> None:
+        """After a restart: what the registry has. What somebody has broken in it keeps nobody from being served."""
+        self.take(self._service.registry.list(PREFIX, self._service.log))
+
     def take(self, entries: dict[str, Any]) -> None:
-        """All that the registry has now, whoever wrote it. What is wrong is logged, and changes nothing."""
+        """All that the registry has now, whoever wrote it. What is wrong is logged once, and changes nothing."""
         if self._own_writes:
             return
+        refused, self._refused = self._refused, {}
         for app in list(self._service.core.state.apps.values()):
             for function in app.functions.values():
-                wanted = entries.get(_key(app, function)) or {}
-                if function.overrides != wanted:
-                    self._put_in_force(function, wanted)
+                key = _key(app, function)
+                wanted = entries.get(key, {})
+                if function.overrides == wanted:
+                    continue
+                if why := self._put_in_force(function, wanted):
+                    self._refused[key] = why
+                    if refused.get(key) != why:
+                        self._service.log(f"{key} in the registry is not taken, and changes nothing: {why}")
 
-    def _put_in_force(self, function: Function, wanted: Any) -> None:
+    def _put_in_force(self, function: Function, wanted: Any) -> str:
+        """Returns why not, where it must not be."""
         try:
             if not isinstance(wanted, dict) or set(wanted) - set(SETTINGS):
                 raise InvalidError(f"overrides are an object with some of {', '.join(SETTINGS)}, not {wanted!r}")
             check_settings(function.spec.name, {**msgspec.structs.asdict(function.spec.autoscaler), **wanted})
         except InvalidError as error:
-            self._service.log(f"settings in the registry are not taken: {error}")
-            return
+            return str(error)
         function.overrides = {}
         self._service.core.override(function.id, dict(wanted))
         self._service.poke()
+        return ""
 
 
 def _key(app: App, function: Function) -> str:
@@ -73,12 +86,12 @@ def check_settings(function: str, settings: dict[str, Any]) -> None:
     """The rules of the decorator, for settings that change while the function runs. Raises `InvalidError`."""
     low, high = settings["min_containers"], settings["max_containers"]
     for name in ("min_containers", "buffer_containers"):
-        if not isinstance(settings[name], int) or settings[name] < 0:
+        if type(settings[name]) is not int or settings[name] < 0:
             raise InvalidError(f"{function}: {name} must be a whole number of 0 or more, not {settings[name]!r}")
-    if high is not None and (not isinstance(high, int) or high < 1):
+    if high is not None and (type(high) is not int or high < 1):
         raise InvalidError(f"{function}: max_containers must be a whole number of 1 or more, or none, not {high!r}")
     if high is not None and low > high:
         raise InvalidError(f"{function}: min_containers={low} is more than max_containers={high}")
     window = settings["scaledown_window_s"]
-    if not isinstance(window, int | float) or not 2 <= window <= 3600:
+    if type(window) not in (int, float) or not 2 <= window <= 3600:
         raise InvalidError(f"{function}: scaledown_window must be between 2 and 3600 seconds, not {window!r}")

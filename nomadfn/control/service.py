@@ -9,25 +9,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import secrets
 import sys
 import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from secrets import token_hex
 from typing import Any
 
 from nomadfn_agent import wire
+from nomadfn_agent.wire import payload
 
 from nomadfn import ports
 from nomadfn.control.address import Address
 from nomadfn.control.agents import Agents
-from nomadfn.control.call_operations import encode_json_payload
+from nomadfn.control.blob_desk import BlobDesk
 from nomadfn.control.connections import Connection
 from nomadfn.control.containers import Containers
 from nomadfn.control.durable import DurableWriter, Pace
+from nomadfn.control.function_secrets import FunctionSecrets
 from nomadfn.control.logs import LogBook
 from nomadfn.control.metrics import render, sample
 from nomadfn.control.operations import Operations
+from nomadfn.control.sealing import Seal
 from nomadfn.control.sweep import sweep_blobs
 from nomadfn.control.tokens import Identity, Tokens
 from nomadfn.control.watchers import Watchers
@@ -35,11 +38,11 @@ from nomadfn.core import calls, effects
 from nomadfn.core.core import Core
 from nomadfn.core.model import NO_DEADLINE, Function
 from nomadfn.core.state import blob_name
-from nomadfn.exception import Error, InvalidError, NotFoundError, ResourceExhaustedError
+from nomadfn.exception import Error, InvalidError, ResourceExhaustedError
 
 TICK_RETRY_S = 0.25
-RECOVER_S = 5.0
-"""How long a new leader waits for the containers that the one before has left, before it hands out inputs."""
+RECOVER_S = 20.0
+"""How long a new leader waits for the containers of the one before: longer than the cluster keeps one that is away."""
 RECOVER_POLL_S = 0.01
 LOCAL_SESSION = "se-http"
 """The session of calls that come over HTTP; it is always there."""
@@ -58,16 +61,22 @@ class Service:
         address: Address,
         journal: ports.Journal,
         on_fatal: Callable[[Exception], None],
+        secrets: ports.Secrets,
+        seal: Seal = Seal(),
         pace: Pace = Pace(),
     ) -> None:
         self.core = core
         self.cluster = cluster
         self.registry = registry
         self.blobs = blobs
+        self.desk = BlobDesk(blobs, core.state)
         self.tokens = tokens
         self.address = address
         self.logs = LogBook()
+        self.seal = seal
+        self.secrets = FunctionSecrets(secrets)
         self.operations = Operations(self)
+        self.secrets.add_to(self.operations)
         self.sessions: dict[str, Connection] = {}
         self.containers = Containers(self)
         self.agents = Agents(self)
@@ -81,7 +90,8 @@ class Service:
         self._clock_base = time.time() - time.monotonic()
         self.loop = asyncio.get_running_loop()
         self._journal_waiters: list[asyncio.Future[None]] = []
-        self._scheduled = False
+        self._scheduled = True
+        """Nothing is carried out before `start` has opened the cluster and knows what runs there already."""
         self._ticker: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.writer = DurableWriter(
@@ -102,10 +112,10 @@ class Service:
             self.core.hold_back(True)
         await self.cluster.open(self.containers.on_cluster_event)
         if expected is not None:
-            self._keep(self._recover(expected))
+            self.keep(self._recover(expected))
         self.writer.start()
         self._tick()
-        self._keep(sweep_blobs(self))
+        self.keep(sweep_blobs(self))
 
     async def _recover(self, expected: Callable[[], int]) -> None:
         start = time.monotonic()
@@ -119,12 +129,13 @@ class Service:
     async def leave(self, release: Callable[[], None]) -> None:
         """Write what is there, `release` the lease, and let everybody go, the containers running."""
         self._end_tasks()
-        await asyncio.to_thread(self.writer.close)
+        await self._close_writer()
         await asyncio.to_thread(release)
         for connection in list(self.sessions.values()):
             connection.close("another control service leads")
         self.containers.leave("another control service leads")
         self.agents.close("another control service leads")
+        self.desk.close()
 
     def _end_tasks(self) -> None:
         self.closing = True
@@ -141,7 +152,12 @@ class Service:
         self.agents.close("the control service ends")
         for connection in list(self.sessions.values()):
             connection.close(why)
-        await asyncio.to_thread(self.writer.close)
+        await self._close_writer()
+        self.desk.close()
+
+    async def _close_writer(self) -> None:
+        if not await asyncio.to_thread(self.writer.close):
+            self.log("the journal takes nothing: what was not acknowledged yet is not kept")
 
     def log(self, text: str) -> None:
         """A line for whoever looks after the service."""
@@ -179,7 +195,7 @@ class Service:
         if batch:
             self.writer.write(batch, number)
         if self.writer.wants_snapshot(self.core.live_bytes):
-            self._keep(self.writer.compact(self.core.snapshot()))
+            self.keep(self.writer.compact(self.core.snapshot()))
 
     def _tick(self) -> None:
         delay_s = TICK_RETRY_S
@@ -232,11 +248,12 @@ class Service:
 
     async def spawn(self, function: Function, arguments: bytes) -> str:
         """A durable call with JSON arguments; returns its id once it is safe. Raises `ResourceExhaustedError`."""
-        id = f"fc-{int(self.now()):08x}{secrets.token_hex(12)}"
-        data, refs = await asyncio.to_thread(encode_json_payload, self.address.blobs, arguments)
+        id = f"fc-{int(self.now()):08x}{token_hex(12)}"
+        large = payload.is_large(arguments)
+        data = await self.desk.keep(arguments, function.app) if large else arguments
         waiter: asyncio.Future[None] = self.loop.create_future()
         self.submit_waiters[id] = waiter
-        submission = calls.Submission(id, function.id, wire.SPAWN, 0, [data], wire.JSON, refs)
+        submission = calls.Submission(id, function.id, wire.SPAWN, 0, [data], wire.JSON, [0] if large else [])
         self.core.submit(self.now(), LOCAL_SESSION, submission)
         self.poke()
         await waiter
@@ -304,7 +321,7 @@ class Service:
             self.log(f"{hello.role} {hello.session} speaks version {hello.version} of the protocol, not {wire.VERSION}")
             return False
         if hello.role == "runner":
-            return self.containers.welcome(connection)
+            return self.containers.welcome(connection, hello.again)
         if connection.identity.container != hello.parent or hello.session == LOCAL_SESSION:
             return False
         former = self.sessions.get(hello.session)
@@ -320,12 +337,13 @@ class Service:
                 version=wire.VERSION,
                 epoch=self.core.state.epoch,
                 resumed=resumed,
-                blobs=self.address.blobs,
+                blobs=self.blobs.folder,
                 http_url=self.address.http_url,
                 map_window=limits.map_in_flight,
                 max_payload_bytes=limits.payload_bytes,
                 max_function_bytes=limits.function_bytes,
                 target=self.address.target,
+                blobs_mark=self.blobs.mark,
             )
         )
         self.poke()
@@ -338,7 +356,7 @@ class Service:
             case wire.Ack():
                 self.core.acknowledge(connection.id, frame.number)
             case wire.Request():
-                self._keep(self._answer(connection, frame))
+                self.keep(self._answer(connection, frame))
             case wire.Hello():
                 connection.close()
 
@@ -434,7 +452,7 @@ class Service:
 
     def _drop_blob(self, reference: bytes) -> None:
         if name := blob_name(reference):
-            self._in_background(self.blobs.delete, name)
+            self._in_background(self.desk.drop(name), "a blob was not deleted")
 
     def _app_gone(self, app: str) -> None:
         self.watchers.drop_app(app)
@@ -442,24 +460,24 @@ class Service:
         for waiter in self.gone_waiters.pop(app, ()):
             _resolve(waiter)
         self.logs.end(app)
-        self._in_background(self.operations.forget_app, app)
+        self._in_background(asyncio.to_thread(self.operations.forget_app, app), "the app was not forgotten")
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+    def keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Start a task and hold on to it until it ends, or the service does."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _in_background(self, work: Callable[..., None], *args: Any) -> None:
-        """Something that may block and that nobody waits for; what goes wrong with it is logged."""
+    def _in_background(self, work: Coroutine[Any, Any, None], failed: str) -> None:
+        """Something that nobody waits for; what goes wrong with it is logged."""
 
         async def run() -> None:
             try:
-                await asyncio.to_thread(work, *args)
+                await work
             except (Error, ValueError, OSError) as error:
-                self.log(f"{work.__name__} failed: {error}")
+                self.log(f"{failed}: {error}")
 
-        self._keep(run())
+        self.keep(run())
 
     async def perform(self, operation: str, body: dict[str, Any], identity: Identity) -> Any:
         """One operation for somebody who is not on a websocket."""
@@ -477,15 +495,6 @@ class Service:
         """Where agents and clients find the control service that leads: this one."""
         address = self.address
         return {"http_url": address.http_url, "data_url": address.data_url, "epoch": self.core.state.epoch}
-
-    async def read_code(self, name: str, identity: Identity) -> bytes:
-        """A blob, for a container only of its own app's code. Raises `NotFoundError`."""
-        app = self.core.state.apps.get(identity.app)
-        code = () if app is None else (app.code.digest, *(one.spec.serialized_ref for one in app.functions.values()))
-        if name and (not identity.container or name in code):
-            with contextlib.suppress(KeyError):
-                return await asyncio.to_thread(self.blobs.get, name)
-        raise NotFoundError(f"there is no code {name[:64]!r} in this container's app; deploy the app again")
 
     async def follow_logs(self, app: str, tail: int) -> AsyncGenerator[dict[str, Any]]:
         id = self.operations.find_app(app).id

@@ -23,7 +23,7 @@ async def sweep_blobs(service: Service) -> None:
             old = await asyncio.to_thread(_old_blobs, service.blobs)
             live = service.core.live_blobs() | service.operations.kept_blobs if old else set()
             for name in old - live:
-                await asyncio.to_thread(service.blobs.delete, name)
+                await service.desk.drop(name)
         except (Error, OSError) as error:
             service.log(f"blobs were not swept: {error}")
 

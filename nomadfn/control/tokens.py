@@ -62,6 +62,11 @@ class Tokens:
         mac = hmac.new(self._key, f"container {container} of {app}".encode(), hashlib.sha256)
         return "nf_" + base64.urlsafe_b64encode(mac.digest()).decode().rstrip("=")
 
+    def derive_key(self, purpose: str) -> bytes:
+        """32 bytes that every control service with the same owner's token has, and nobody else; `derived` only."""
+        assert self._key
+        return hmac.digest(self._key, f"key for {purpose}".encode(), hashlib.sha256)
+
     def revoke(self, container: str) -> None:
         digest = self._by_container.pop(container, None)
         if digest is not None:

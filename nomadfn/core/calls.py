@@ -96,6 +96,10 @@ def _submit_durable(
         text = f"call {sub.call} is closed with {call.total} inputs"
         return _reject(state, session, sub, skip, "InvalidError", text)
     admission = limits.admit(state.limits, load_of(function), sub.kind, offered)
+    sizes = [INPUT_BYTES + len(payload) for payload in sub.payloads[skip : skip + admission.count]]
+    fits = limits.admit_bytes(state.limits, state.live_bytes, sizes)
+    if fits.excess is not None:
+        admission = fits
     count = admission.count
     if count:
         first = sub.first + skip
@@ -109,6 +113,10 @@ def _submit_durable(
         )
         call = take_durable(state, now, function, session.id, sub, first, payloads, codecs)
         session.calls[sub.call] = call
+        if state.claims or state.early:
+            # The leader before had handed them out, and was gone before they were durable.
+            taken = (call.get(index) for index in range(first, first + count))
+            takeover.settle_claims(state, now, [one for one in taken if one is not None])
         state.withhold(Accept(session.id, sub.call, first, count))
         if call.total >= 0:
             session.calls.pop(sub.call, None)

@@ -6,6 +6,7 @@ the error, and both are decided elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nomadfn_agent import wire
@@ -13,6 +14,8 @@ from nomadfn_agent import wire
 MIN_RETRY_AFTER_S = 0.05
 MAX_RETRY_AFTER_S = 10.0
 DEFAULT_RETRY_AFTER_S = 1.0
+SMALL_BYTES = 128
+"""The result of a spawn always has so much room: what was admitted may fill half, and each input counts for as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,9 @@ class Limits:
     """Inputs of `.remote` and `.map` that wait or run."""
     pending_spawns: int = 1_000_000
     """Inputs of `.spawn` and `.spawn_map` that wait for a container."""
+    spawn_bytes: int | None = None
+    """Payloads and results of all spawns that are kept; None where the journal bounds nothing. New spawns may fill
+    half of it: the rest is for results, and one that finds no room there fails."""
     map_in_flight: int = 1_000
     """Inputs of one `.map` that are submitted and whose results have not been read."""
     map_share: float = 0.9
@@ -114,6 +120,32 @@ def _time_to_drain_s(count: int, drained_per_s: float | None) -> float:
     if drained_per_s is None or drained_per_s <= 0:
         return DEFAULT_RETRY_AFTER_S
     return min(max(count / drained_per_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
+
+
+def admit_bytes(limits: Limits, kept_bytes: int, sizes_bytes: Sequence[int]) -> Admission:
+    """Take as many of the spawned inputs of these sizes as there is room for, beside the `kept_bytes` of others."""
+    if limits.spawn_bytes is None:
+        return Admission(len(sizes_bytes))
+    maximum = limits.spawn_bytes // 2
+    for count, size_bytes in enumerate(sizes_bytes):
+        if kept_bytes + size_bytes > maximum:
+            message = (
+                f"{kept_bytes:,} bytes of spawned inputs and their results are kept, and new ones may fill "
+                f"{maximum:,}, half of limits.spawn_bytes; wait until results have expired, set a blob store "
+                "(blobs, in the cluster's profile), or raise the setting limits.spawn_bytes"
+            )
+            return Admission(count, Excess("spawn_bytes", kept_bytes, maximum, message, MAX_RETRY_AFTER_S))
+        kept_bytes += size_bytes
+    return Admission(len(sizes_bytes))
+
+
+def check_result(limits: Limits, kept_bytes: int, size_bytes: int) -> Excess | None:
+    """A spawn's result that is to take the place of its payload, beside the `kept_bytes` of others."""
+    if limits.spawn_bytes is None or size_bytes <= SMALL_BYTES or kept_bytes + size_bytes <= limits.spawn_bytes:
+        return None
+    # It is kept in place of the result: it must not be longer than what always has room.
+    message = f"no room for its result of {size_bytes:,} bytes: set blobs, or raise limits.spawn_bytes"
+    return Excess("spawn_bytes", kept_bytes, limits.spawn_bytes, message)
 
 
 def check_payload(limits: Limits, size_bytes: int) -> Excess | None:

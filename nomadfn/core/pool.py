@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from nomadfn_agent import wire
 
-from . import batching, retries
+from . import batching, limits, retries
 from .effects import Deliver, Notice, StopContainer
 from .model import (
     DELAYED,
@@ -256,6 +256,11 @@ def take_outputs(
             drop_blob(state, status, payload)
             function.totals.count([status], -1)
             retry_later(state, now, function, one)
+            continue
+        if one.call.durable and (over := limits.check_result(state.limits, state.live_bytes, len(payload))) is not None:
+            drop_blob(state, status, payload)
+            function.totals.count([status], -1)
+            fail(state, now, one, over.error, over.message)
             continue
         finish(state, now, one, status, payload)
     container.progress = now

@@ -1,9 +1,10 @@
 """What a new leader does with the containers that the one before has left: they go on, and nothing runs twice.
 
 A container that is found is adopted; its runner says what it holds and what it has just finished (`attach`). An
-input of a spawn is known from the journal and is simply the container's from then on. One of a `.map` or `.remote`
-is known only to its client, which sends it again: until then a *claim* stands for it, an input without a payload
-that counts as running. What a claim gives before its client is back is kept for `EARLY_S`.
+input of a spawn is known from the journal and is simply the container's from then on. One of a `.map` or `.remote`,
+or of a spawn that was not durable yet, is known only to its client, which sends it again: until then a *claim* stands
+for it, an input without a payload that counts as running. What a claim gives before its client is back is kept for
+`EARLY_S`.
 
 While `state.recovering`, nothing is handed out and nothing is scaled, so that what runs already is not run again.
 """
@@ -73,7 +74,7 @@ def _hold(state: State, container: Container, delivery: int, call_id: str, index
     call = state.calls.get(call_id)
     one = call.get(index) if call is not None else None
     if one is None:
-        if (call_id, index) in state.claims or (call is not None and call.durable):
+        if (call_id, index) in state.claims or (call is not None and call.durable and call.total >= 0):
             return False
         # Not in `state.calls`: its client will make the call itself when it comes.
         claim = Input(Call(call_id, -1, function, ""), index, b"", 0, state=RUNNING, delivery=delivery)

@@ -6,9 +6,8 @@ import inspect
 import os
 import secrets
 import string
-import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 
@@ -17,8 +16,8 @@ from nomadfn_agent import wire
 from nomadfn.exception import Error, InvalidError, ServiceError, UnsupportedError
 
 from . import code, options, service
-from .blocking import Pending, Scope, blocking, in_event_loop
-from .calls import write_blob
+from .blocking import Scope, blocking, off_loop
+from .calls import storing
 from .client import Client, activate, deactivate
 from .function import Function
 from .progress import LogPrinter, Observer
@@ -194,7 +193,7 @@ class App:
         client = Client(handle)
         try:
             welcome = await off_loop(client.connect)
-            spec = await off_loop(lambda: self._spec(welcome))
+            spec = await off_loop(lambda: self._spec(client, welcome))
             body = await client.request("app.deploy", {"spec": to_builtins(spec)})
             self.deployment = Deployment(
                 body["app_id"], body["version"], body["functions"], body["changed"], welcome.target or handle.target
@@ -219,7 +218,7 @@ class App:
         client = Client(handle, observer)
         try:
             welcome = await off_loop(client.connect)
-            spec = await off_loop(lambda: self._spec(welcome))
+            spec = await off_loop(lambda: self._spec(client, welcome))
             app_id = "ap-" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(22))
             start = {"app_id": app_id, "ephemeral": True, "spec": to_builtins(spec)}
             body = await client.start_request("app.start", start, standing=True)
@@ -261,7 +260,7 @@ class App:
             )
         self.registered_functions[function.name] = function
 
-    def _spec(self, welcome: wire.Welcome) -> wire.AppSpec:
+    def _spec(self, client: Client, welcome: wire.Welcome) -> wire.AppSpec:
         """The app as the control service knows it; its code is put into the blob store."""
         functions: list[wire.FunctionSpec] = []
         modules: list[str] = []
@@ -272,11 +271,13 @@ class App:
                 modules.append(origin.module)
             else:
                 data = code.pickle_function(function.raw_f, function.name, welcome.max_function_bytes)
-                digest = write_blob(welcome.blobs, data, f"function {function.name}", by_digest=True).name
+                with storing(f"function {function.name}", data):
+                    digest = client.blobs.write_code(data)
             functions.append(function._complete(origin.module, origin.qualname, digest))
         archive, ref = code.pack(modules, as_modal=as_modal)
         if archive:
-            write_blob(welcome.blobs, archive, "the program's source", by_digest=True)
+            with storing("the program's source", archive):
+                client.blobs.write_code(archive)
         return wire.AppSpec(name=self.name, functions=functions, code=ref)
 
 
@@ -295,28 +296,6 @@ def to_builtins(value: Any) -> Any:
     import msgspec
 
     return msgspec.to_builtins(value)
-
-
-def off_loop(work: Callable[[], R]) -> Coroutine[Any, Any, R]:
-    """Do blocking work; inside an event loop on a thread of its own, so that the loop goes on."""
-    return _in_thread(work) if in_event_loop() else _here(work)
-
-
-async def _here(work: Callable[[], R]) -> R:
-    return work()
-
-
-async def _in_thread(work: Callable[[], R]) -> R:
-    pending: Pending[R] = Pending()
-
-    def run() -> None:
-        try:
-            pending.set(work())
-        except BaseException as error:
-            pending.fail(error)
-
-    threading.Thread(target=run, name="nomadfn-work", daemon=True).start()
-    return await pending
 
 
 def _same_place(one: Callable[..., Any], other: Callable[..., Any]) -> bool:

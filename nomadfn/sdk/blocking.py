@@ -258,3 +258,25 @@ def in_event_loop() -> bool:
     """Whether this thread is running an event loop, without importing asyncio to find out."""
     asyncio = sys.modules.get("asyncio")
     return asyncio is not None and asyncio._get_running_loop() is not None
+
+
+def off_loop(work: Callable[[], T]) -> Coroutine[Any, Any, T]:
+    """Do blocking work; inside an event loop on a thread of its own, so that the loop goes on."""
+    return _in_thread(work) if in_event_loop() else _here(work)
+
+
+async def _here(work: Callable[[], T]) -> T:
+    return work()
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    pending: Pending[T] = Pending()
+
+    def run() -> None:
+        try:
+            pending.set(work())
+        except BaseException as error:
+            pending.fail(error)
+
+    threading.Thread(target=run, name="nomadfn-work", daemon=True).start()
+    return await pending

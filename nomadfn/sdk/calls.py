@@ -11,11 +11,13 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from nomadfn_agent import wire
 from nomadfn_agent.wire import payload as payloads
+from nomadfn_agent.wire.store import BlobStore
 
 from nomadfn.exception import RequestSizeError, ServiceError
 
@@ -50,25 +52,27 @@ def new_call_id() -> str:
     return f"fc-{int(time.time()):08x}{secrets.token_hex(12)}"
 
 
-def store(data: bytes, blobs: str, max_payload_bytes: int, function: str, *, durable: bool) -> tuple[bytes, bool]:
+def store(
+    data: bytes, blobs: BlobStore, max_payload_bytes: int, function_id: str, function: str, *, durable: bool
+) -> bytes:
     """A large payload as a blob: the reference that travels in its place. Raises RequestSizeError or ServiceError."""
     if len(data) > max_payload_bytes:
         raise RequestSizeError(
-            f"the arguments of {function} have {len(data):,} bytes pickled, over the limit of {max_payload_bytes:,} "
-            f"a payload: put them in a file and pass its path"
+            f"the arguments of {function} have {len(data):,} bytes pickled, {payloads.over_limit(max_payload_bytes)}, "
+            f"or put them in a file and pass its path"
         )
-    return payloads.encode(write_blob(blobs, data, f"the arguments of {function}", sync=durable)), True
+    app = function_id.partition("/")[0]
+    with storing(f"the arguments of {function}", data):
+        return payloads.encode(blobs.write(data, app, sync=durable))
 
 
-def write_blob(blobs: str, data: bytes, what: str, *, by_digest: bool = False, sync: bool = False) -> payloads.BlobRef:
-    """Put `data` into the blob store. Raises ServiceError with `what` it is when there is no room for it."""
+@contextmanager
+def storing(what: str, data: bytes) -> Iterator[None]:
+    """Raises ServiceError with `what` it is when the blob store does not take it."""
     try:
-        return payloads.write_blob(blobs, data, by_digest=by_digest, sync=sync)
+        yield
     except OSError as error:
-        raise ServiceError(
-            f"{what} ({len(data):,} bytes) could not be stored in {blobs}: {error.strerror or error}; "
-            f"make room there, then try again"
-        ) from None
+        raise ServiceError(f"{what} ({len(data):,} bytes) could not be stored: {error}") from None
 
 
 class SingleCall:

@@ -9,7 +9,6 @@ sends all of it once more; the callers notice nothing but the time.
 from __future__ import annotations
 
 import atexit
-import heapq
 import itertools
 import os
 import secrets
@@ -23,11 +22,13 @@ from typing import Any, Protocol
 import msgspec
 from nomadfn_agent import wire
 from nomadfn_agent.wire.link import Link, LinkClosed, LinkRefused
+from nomadfn_agent.wire.store import BlobStore, Place
 
 from nomadfn.exception import AuthError, Error, InternalError, ServiceError
 
 from . import errors, service
 from .blocking import Pending
+from .chores import Chores
 from .progress import Observer
 
 CONNECT_TIMEOUT_S = 10.0
@@ -36,6 +37,8 @@ LONGEST_PAUSE_S = 2.0
 ACK_EVERY_RESULTS = 256
 ACK_EVERY_BYTES = 1 << 20
 ACK_IDLE_S = 0.1
+QUIET_S = 5.0
+"""A client of a cluster that hears nothing for so long asks whether another control service leads by now."""
 
 
 class OpenCall(Protocol):
@@ -56,6 +59,7 @@ class Client:
     def __init__(self, handle: service.ServiceHandle, observer: Observer | None = None) -> None:
         self.handle = handle
         self.observer = observer or Observer()
+        self.blobs = BlobStore(self._place)
         self._begin()
         _clients.add(self)
 
@@ -65,6 +69,7 @@ class Client:
         self._lock = threading.RLock()
         self._link: Link | None = None
         self._reader: threading.Thread | None = None
+        self._suspicion: threading.Thread | None = None
         self._chores = Chores()
         self._welcome: wire.Welcome | None = None
         self._calls: dict[str, OpenCall] = {}
@@ -94,6 +99,10 @@ class Client:
                     self._welcome = welcome
                     self._reader.start()
         return self._welcome
+
+    def _place(self) -> Place:
+        welcome = self.connect()
+        return Place(welcome.blobs, welcome.blobs_mark, welcome.http_url, self.handle.token)
 
     def begin(self, call: OpenCall) -> None:
         """Keep `call` from now on: results find it, and what it has sent is sent again if it must be."""
@@ -216,7 +225,25 @@ class Client:
             if unacked >= ACK_EVERY_RESULTS or self._unacked_bytes >= ACK_EVERY_BYTES or (unacked and not messages):
                 self._acknowledge()
                 unacked = 0
-            messages = link.receive(ACK_IDLE_S if unacked else None)
+            messages = link.receive(ACK_IDLE_S if unacked else QUIET_S if self.handle.locate else None)
+            if not messages and not unacked and (self._calls or self._requests):
+                self._suspect(link)
+
+    def _suspect(self, link: Link) -> None:
+        """See whether another one leads, on a thread: one that is frozen, or cut off, closes no connection."""
+        locate, known = self.handle.locate, self.handle.data_url
+
+        def look() -> None:
+            try:
+                leader = locate("") if locate is not None else None
+            except Error:
+                return
+            if leader is not None and leader.data_url != known:
+                link.close()
+
+        if self._suspicion is None or not self._suspicion.is_alive():
+            self._suspicion = threading.Thread(target=look, name="nomadfn-suspicion", daemon=True)
+            self._suspicion.start()
 
     def _dispatch(self, frame: wire.ToClientFrame) -> None:
         match frame:
@@ -379,46 +406,6 @@ class Client:
             call.fail(error)
         for _, pending in requests:
             pending.fail(error)
-
-
-class Chores:
-    """One thread, started at the first use, that runs small things later: stragglers' frames, new tries."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = itertools.count()
-        self._thread: threading.Thread | None = None
-        self._stopped = False
-
-    def add(self, delay_s: float, chore: Callable[[], None]) -> None:
-        with self._condition:
-            if self._stopped:
-                return
-            heapq.heappush(self._heap, (time.monotonic() + delay_s, next(self._order), chore))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="nomadfn-chores", daemon=True)
-                self._thread.start()
-            self._condition.notify()
-
-    def stop(self) -> None:
-        with self._condition:
-            self._stopped = True
-            self._heap.clear()
-            self._condition.notify()
-
-    def _run(self) -> None:
-        while True:
-            with self._condition:
-                while not self._heap or self._heap[0][0] > time.monotonic():
-                    if self._stopped:
-                        return
-                    self._condition.wait(self._heap[0][0] - time.monotonic() if self._heap else None)
-                chore = heapq.heappop(self._heap)[2]
-            try:
-                chore()
-            except Exception as error:
-                sys.stderr.write(f"nomadfn: {error!r}\n")
 
 
 def _refusal(refused: LinkRefused, handle: service.ServiceHandle) -> Error:

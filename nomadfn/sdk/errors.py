@@ -7,8 +7,11 @@ from typing import Any
 
 from nomadfn_agent import wire
 from nomadfn_agent.wire import payload as payloads
+from nomadfn_agent.wire.store import BlobStore
 
 from nomadfn import exception
+
+from .blocking import off_loop
 
 
 class RemoteTraceback(Exception):
@@ -64,11 +67,17 @@ def from_raised(raised: payloads.Raised) -> BaseException:
 class Reader:
     """Turns statuses and payloads into values and exceptions."""
 
-    def __init__(self, blobs: str, function: str, *, owns_blobs: bool) -> None:
+    def __init__(self, blobs: BlobStore, function: str, *, owns_blobs: bool) -> None:
         self._blobs = blobs
         self._function = function
         self._owns_blobs = owns_blobs
         """Whether a result's blob is deleted once it is read."""
+
+    async def read_apart(self, status: int, data: bytes, codec: int) -> tuple[bool, Any]:
+        """As `read`; what lies in the blob store is fetched beside a running event loop."""
+        if status < wire.REF:
+            return self.read(status, data, codec)
+        return await off_loop(lambda: self.read(status, data, codec))
 
     def read(self, status: int, data: bytes, codec: int) -> tuple[bool, Any]:
         """`(True, value)`, or `(False, exception)`."""
@@ -102,9 +111,9 @@ class Reader:
 
     def _fetch(self, data: bytes) -> bytes:
         ref = payloads.decode_ref(data)
-        content = payloads.read_blob(self._blobs, ref)
+        content = self._blobs.read(ref)
         if self._owns_blobs:
-            payloads.delete_blob(self._blobs, ref)
+            self._blobs.delete(ref)
         return content
 
     def _unreadable(self, error: Exception) -> BaseException:

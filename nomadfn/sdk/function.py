@@ -16,7 +16,7 @@ from nomadfn_agent.wire import payload as payloads
 from nomadfn.exception import DeprecationError, InvalidError, SerializationError, UnsupportedError
 
 from . import maps, options, service
-from .blocking import blocking, looping
+from .blocking import blocking, in_event_loop, looping
 from .calls import SingleCall, StreamCall, store
 from .client import Client, default_client
 from .errors import Reader
@@ -25,6 +25,7 @@ from .partial import Partial
 
 if TYPE_CHECKING:
     from .app import App
+    from .secret import Secret
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -88,6 +89,7 @@ class Function(Generic[P, R]):
     """Whether it travels by value, as its settings say."""
     _app: App | None
     _spec: wire.FunctionSpec | None
+    _secrets: tuple[Secret, ...]
     _found: _Target | None
 
     def __init__(self) -> None:
@@ -101,6 +103,7 @@ class Function(Generic[P, R]):
         self.name = name
         self.serialized = False
         self._spec = None
+        self._secrets = ()
         self._found = None
         return self
 
@@ -122,6 +125,7 @@ class Function(Generic[P, R]):
             raise InvalidError(f"function {qualname}: methods are not supported; define it outside of its class")
         self = cls._make(app, app.name, options.check_name(settings.get("name") or owner, "function name"))
         spec = options.make_spec(settings, self.name)
+        self._secrets = options.secrets(settings.get("secrets"), self.name)
         self.serialized = bool(settings.get("serialized"))
         self.raw_f = function
         self._spec = msgspec.structs.replace(
@@ -148,7 +152,10 @@ class Function(Generic[P, R]):
 
     def _complete(self, module: str, qualname: str, serialized_ref: str) -> wire.FunctionSpec:
         assert self._spec is not None
-        return msgspec.structs.replace(self._spec, module=module, qualname=qualname, serialized_ref=serialized_ref)
+        secrets = [one._spec() for one in self._secrets]
+        return msgspec.structs.replace(
+            self._spec, module=module, qualname=qualname, serialized_ref=serialized_ref, secrets=secrets
+        )
 
     # What a function is.
 
@@ -207,8 +214,7 @@ class Function(Generic[P, R]):
         self._refuse_generator("remote")
         target = await self._target()
         client = target.client
-        welcome = client.connect()
-        data, is_ref = self._packer(target, kwargs, durable=False)(args)
+        data, is_ref = await self._packer(target, kwargs, durable=False).apart(args)
         call = SingleCall(client, target.function_id, wire.REMOTE, data, is_ref)
         client.begin(call)
         call.submit()
@@ -220,7 +226,7 @@ class Function(Generic[P, R]):
                 client.cancel(call.id)
             raise
         assert outcome is not None
-        good, value = Reader(welcome.blobs, self.name, owns_blobs=True).read(*outcome)
+        good, value = await Reader(client.blobs, self.name, owns_blobs=True).read_apart(*outcome)
         if not good:
             raise value
         return value
@@ -230,7 +236,7 @@ class Function(Generic[P, R]):
         """Hand in one input and return once it is safe; it runs whatever becomes of this program."""
         self._refuse_generator("spawn")
         target = await self._target()
-        data, is_ref = self._packer(target, kwargs, durable=True)(args)
+        data, is_ref = await self._packer(target, kwargs, durable=True).apart(args)
         call = SingleCall(target.client, target.function_id, wire.SPAWN, data, is_ref)
         target.client.begin(call)
         call.submit()
@@ -356,23 +362,25 @@ class Function(Generic[P, R]):
                 f"return a list instead of yielding"
             )
 
-    def _packer(self, target: _Target, kwargs: Mapping[str, Any], *, durable: bool) -> maps.Pack:
+    def _packer(self, target: _Target, kwargs: Mapping[str, Any], *, durable: bool) -> maps.Packer:
         """Makes an input's payload out of its arguments: the bytes that travel, and whether they are a reference."""
         dump, by_name = payloads.dump_arguments, target.knows_main
 
-        def pack(args: tuple[Any, ...]) -> tuple[bytes, bool]:
+        def pack(args: tuple[Any, ...]) -> bytes:
             try:
                 data = dump(args, kwargs)
                 if not by_name and b"__main__" in data:
                     data = payloads.cloud_dumps((args, dict(kwargs)))
             except payloads.Unpicklable as error:
                 raise SerializationError(_unpicklable_text(self.name, args, kwargs, error)) from None
-            if len(data) <= wire.INLINE_PAYLOAD_BYTES:
-                return data, False
-            welcome = target.client.connect()
-            return store(data, welcome.blobs, welcome.max_payload_bytes, self.name, durable=durable)
+            return data
 
-        return pack
+        def keep(data: bytes) -> bytes:
+            client = target.client
+            maximum = client.connect().max_payload_bytes
+            return store(data, client.blobs, maximum, target.function_id, self.name, durable=durable)
+
+        return maps.Packer(pack, keep)
 
     async def _map_run(
         self,
@@ -388,6 +396,8 @@ class Function(Generic[P, R]):
         client = target.client
         welcome = client.connect()
         call = StreamCall(client, target.function_id, self.name, wire.MAP, welcome.map_window)
+        if in_event_loop() and not client.blobs.is_here():
+            inputs.never_blocks = False  # what is large goes over HTTP, and the loop shall not wait for that
         items = iter(()) if inputs.is_async else inputs.iterator()
         client.begin(call)
         feeder = maps.Feeder(call, items, self._packer(target, kwargs, durable=False))
@@ -404,7 +414,7 @@ class Function(Generic[P, R]):
 
         return maps.MapRun(
             call,
-            Reader(welcome.blobs, self.name, owns_blobs=True),
+            Reader(client.blobs, self.name, owns_blobs=True),
             feeder,
             inline=inputs.never_blocks,
             ordered=ordered,

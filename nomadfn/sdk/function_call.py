@@ -69,7 +69,7 @@ class FunctionCall:
             rest_s = LONGEST_POLL_S if deadline is None else max(0.0, deadline - time.monotonic())
             body = await self._ask(index, 1, min(rest_s, LONGEST_POLL_S))
             if body["indexes"]:
-                return _value(self._read(body)[0])
+                return _value((await self._read(body))[0])
             total = body["num_inputs"]
             if body["closed"] and total is not None and index >= total:
                 raise InvalidError(f"get(index={index}): {self!r} has {total} inputs, the last has index {total - 1}")
@@ -111,10 +111,10 @@ class FunctionCall:
         body = {"call": self.object_id, "first": first, "count": count, "wait_s": wait_s}
         return self._service().start_request("call.outputs", body)
 
-    def _read(self, body: dict[str, Any]) -> list[tuple[bool, Any]]:
-        reader = Reader(self._service().connect().blobs, self._function, owns_blobs=False)
+    async def _read(self, body: dict[str, Any]) -> list[tuple[bool, Any]]:
+        reader = Reader(self._service().blobs, self._function, owns_blobs=False)
         columns = zip(body["statuses"], body["payloads"], strict=True)
-        return [reader.read(status, data, body["codec"]) for status, data in columns]
+        return [await reader.read_apart(status, data, body["codec"]) for status, data in columns]
 
 
 class IterVerb:
@@ -158,7 +158,7 @@ class _Pages:
             body = await self._call._ask(self._next, count, LONGEST_POLL_S)
             if body["indexes"]:
                 self._next += len(body["indexes"])
-                return self._call._read(body)
+                return await self._call._read(body)
             if body["closed"] and body["num_inputs"] is not None and self._next >= body["num_inputs"]:
                 return []
 
@@ -173,7 +173,7 @@ async def _gather(_: Any, *calls: FunctionCall) -> list[Any]:
         body = await asked[place]
         while not body["indexes"]:
             body = await call._ask(0, 1, LONGEST_POLL_S)
-        values.append(_value(call._read(body)[0]))
+        values.append(_value((await call._read(body))[0]))
     return values
 
 

@@ -26,11 +26,11 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from nomadfn_agent.wire import MAX_INPUTS_PER_FRAME
+from nomadfn_agent.wire import INLINE_PAYLOAD_BYTES, MAX_INPUTS_PER_FRAME, REF
 
 from nomadfn.exception import InvalidError
 
-from .blocking import Pending, in_event_loop, run_async, run_sync
+from .blocking import Pending, in_event_loop, off_loop, run_async, run_sync
 from .calls import CHUNK, FRAME_BYTES, StreamCall
 from .errors import Reader
 
@@ -42,14 +42,34 @@ _END = object()
 
 Later = Callable[[float, Callable[[], None]], None]
 """Runs a chore on another thread after so many seconds."""
-Pack = Callable[[tuple[Any, ...]], tuple[bytes, bool]]
-"""Makes the payload of one input, and says whether it is a blob reference."""
+
+
+class Packer:
+    """Makes the payload of one input, and says whether it is a blob reference."""
+
+    __slots__ = ("_dump", "_keep")
+
+    def __init__(self, dump: Callable[[tuple[Any, ...]], bytes], keep: Callable[[bytes], bytes]) -> None:
+        """`keep` puts a payload that is large into the blob store, which may take its time."""
+        self._dump = dump
+        self._keep = keep
+
+    def __call__(self, args: tuple[Any, ...]) -> tuple[bytes, bool]:
+        data = self._dump(args)
+        return (data, False) if len(data) <= INLINE_PAYLOAD_BYTES else (self._keep(data), True)
+
+    async def apart(self, args: tuple[Any, ...]) -> tuple[bytes, bool]:
+        """As a call; what is large is stored beside a running event loop."""
+        data = self._dump(args)
+        if len(data) <= INLINE_PAYLOAD_BYTES:
+            return data, False
+        return await off_loop(partial(self._keep, data)), True
 
 
 class Feeder:
     """Pulls inputs from an iterator and puts them into a call, as far as there is room."""
 
-    def __init__(self, call: StreamCall, items: Iterator[tuple[Any, ...]], pack: Pack) -> None:
+    def __init__(self, call: StreamCall, items: Iterator[tuple[Any, ...]], pack: Packer) -> None:
         self.finished = False
         self.error: BaseException | None = None
         """What the iterator raised, or why an input could not be packed."""
@@ -68,12 +88,15 @@ class Feeder:
         try:
             for item in islice(self._items, call.room()):
                 data, is_ref = pack(item)
-                if is_ref:
+                if is_ref:  # What was packed before does not wait for what may take its time to store.
                     refs.append(len(packed))
+                    size = FRAME_BYTES
                 packed.append(data)
                 size += len(data)
                 if len(packed) >= MAX_INPUTS_PER_FRAME or size >= FRAME_BYTES:
                     call.put_many(packed, refs)
+                    if refs:
+                        call.flush()
                     packed, refs, size = [], [], 0
             self.finished = call.room() > len(packed)
         except Exception as error:
@@ -93,7 +116,7 @@ class Feeder:
         call = self._call
         try:
             async for item in items:
-                if call.put(*self._pack(item)):
+                if call.put(*await run_async(self._pack.apart(item))):
                     later(0.0, call.flush)
                 if call.room() <= 0:
                     await run_async(_until_room(call))
@@ -125,7 +148,7 @@ class Feeder:
         self._call.wake()
 
 
-async def put_all(call: StreamCall, inputs: Inputs, pack: Pack, later: Later) -> None:
+async def put_all(call: StreamCall, inputs: Inputs, pack: Packer, later: Later) -> None:
     """Hand in every input, on the caller's own thread, and wait until all of them are safe."""
 
     async def put(item: tuple[Any, ...]) -> None:
@@ -133,7 +156,7 @@ async def put_all(call: StreamCall, inputs: Inputs, pack: Pack, later: Later) ->
             await _until_room(call)
         if call.error is not None:
             raise call.error
-        if call.put(*pack(item)):
+        if call.put(*await pack.apart(item)):
             later(0.0, call.flush)
 
     if inputs.is_async:
@@ -202,7 +225,7 @@ class MapRun:
                 self._feeder.pull()
             signal: Pending[None] = call.signal()
             finished = self._feeder.finished  # before looking for results: the last ones may come in between
-            batch = self._collect()
+            batch = await off_loop(self._collect) if self._is_slow() else self._collect()
             self._on_progress(call.submitted, call.done)
             if batch:
                 return batch
@@ -231,6 +254,10 @@ class MapRun:
         self._on_progress(self._call.submitted, self._call.done)
         self._call.close()
         self._on_close(unfinished and self._call.submitted > 0)
+
+    def _is_slow(self) -> bool:
+        """Whether an event loop runs here, and something that has arrived must be fetched from the blob store."""
+        return in_event_loop() and any(max(statuses) >= REF for _, statuses, _, _ in tuple(self._call.arrived))
 
     def _collect(self) -> list[Any]:
         """Unpickle what has arrived; the values that are next in turn, up to the first error."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from nomadfn_agent import wire
 
+from nomadfn.core import environment
 from nomadfn.exception import DeprecationError, InvalidError, UnsupportedError
 
 from . import gpu as gpus
+
+if TYPE_CHECKING:
+    from .secret import Secret
 
 TIMEOUT_RANGE_S = (1, 86_400)
 SCALEDOWN_RANGE_S = (2, 3_600)
@@ -25,6 +29,7 @@ SETTINGS = (
     "startup_timeout",
     "retries",
     "env",
+    "secrets",
     "min_containers",
     "max_containers",
     "buffer_containers",
@@ -43,7 +48,6 @@ SAME_ENVIRONMENT = (
 )
 UNSUPPORTED = {
     "image": SAME_ENVIRONMENT,
-    "secrets": "pass values with env={...}",
     "volumes": "use a folder of the machine's own file system",
     "network_file_systems": "use a folder of the machine's own file system",
     "schedule": "call the function from cron or a systemd timer with `nomadfn function call` until schedules come",
@@ -112,7 +116,10 @@ class FunctionSettings(TypedDict, total=False):
     startup_timeout: float | None
     """Of a container until it takes inputs; `timeout` unless given."""
     retries: int | Retries | None
-    env: Mapping[str, str] | None
+    env: Mapping[str, str | None] | None
+    """What is None is left out."""
+    secrets: Collection[Secret] | None
+    """In their order, and before `env`: what comes later wins."""
     min_containers: int | None
     max_containers: int | None
     buffer_containers: int | None
@@ -122,7 +129,6 @@ class FunctionSettings(TypedDict, total=False):
     """Send the function by value, not by its module."""
     name: str | None
     image: Any
-    secrets: Any
     volumes: Any
     schedule: Any
 
@@ -249,16 +255,25 @@ def _env(value: Any, owner: str) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise InvalidError(f"function {owner}: env={value!r} must be a dictionary of strings, such as env={{'A': '1'}}")
-    for name, text in value.items():
-        if not isinstance(name, str) or not isinstance(text, str) or not name or "=" in name or "\0" in name + text:
+        raise InvalidError(f"function {owner}: env= must be a dictionary of strings, such as env={{'A': '1'}}")
+    given = {name: text for name, text in value.items() if text is not None}
+    return environment.check(given, f"function {owner}: env=")
+
+
+def secrets(value: Any, owner: str) -> tuple[Secret, ...]:
+    """The secrets of a function. Raises InvalidError."""
+    if value is None:
+        return ()
+    from .secret import Secret
+
+    if isinstance(value, Secret) or not isinstance(value, Collection) or isinstance(value, str):
+        raise InvalidError(f"function {owner}: secrets= must be a list, such as secrets=[Secret.from_name('database')]")
+    for one in value:
+        if not isinstance(one, Secret):
             raise InvalidError(
-                f"function {owner}: env has {name!r}: {text!r}; names and values must be strings, "
-                f"and a name must not be empty or hold '='"
+                f"function {owner}: secrets= has a {type(one).__name__}; it takes what Secret.from_… made"
             )
-        if name.startswith("NOMADFN_"):
-            raise InvalidError(f"function {owner}: env sets {name}; names that begin with NOMADFN_ are nomadfn's own")
-    return dict(value)
+    return tuple(value)
 
 
 def _is_int(value: Any) -> bool:

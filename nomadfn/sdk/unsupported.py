@@ -28,7 +28,6 @@ INSTEAD = {
     "web_endpoint": _WEB,
     "Cron": _SCHEDULE,
     "Period": _SCHEDULE,
-    "Secret": "pass values with @app.function(env={...})",
     "Volume": _FOLDER,
     "NetworkFileSystem": _FOLDER,
     "CloudBucketMount": _FOLDER,

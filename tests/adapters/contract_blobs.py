@@ -29,6 +29,26 @@ class BlobsContract:
         blobs.put("abc123", b"second")
         assert blobs.get("abc123") == b"second"
 
+    def test_a_blob_comes_in_parts_as_it_comes_whole(self, blobs: Blobs) -> None:
+        data = bytes(range(256)) * 40_000
+        with blobs.writing("abc123") as sink:
+            for first in range(0, len(data), 3_000_000):
+                sink.write(data[first : first + 3_000_000])
+        parts = list(blobs.parts("abc123"))
+        assert b"".join(parts) == blobs.get("abc123") == data
+        with pytest.raises(KeyError, match="unknown"):
+            next(blobs.parts("unknown"))
+
+    def test_a_blob_that_is_not_written_to_its_end_is_not_there(self, blobs: Blobs) -> None:
+        blobs.put("before", b"as it was")
+        for name in ("before", "never"):
+            writing = blobs.writing(name)
+            writing.__enter__().write(b"half of it")
+            assert not writing.__exit__(EOFError, EOFError(), None)
+        assert blobs.get("before") == b"as it was"
+        assert not blobs.has("never")
+        assert {name for name, _ in blobs.names()} == {"before"}
+
     def test_the_names_are_those_of_all_blobs_with_an_age(self, blobs: Blobs) -> None:
         names = {f"{number:04x}" for number in range(300)}
         for name in names:

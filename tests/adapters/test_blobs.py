@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from contract_blobs import BlobsContract
-from nomadfn_agent.wire.payload import BlobRef, delete_blob, digest_of, read_blob, write_blob
+from nomadfn_agent.wire.payload import BlobRef, digest_of
+from nomadfn_agent.wire.store import BlobStore, Place
 
 from nomadfn.adapters.directory_blobs import DirectoryBlobs
+from nomadfn.adapters.fsspec_blobs import FsspecBlobs
 from nomadfn.adapters.memory import MemoryBlobs
-from nomadfn.exception import ServiceError
+from nomadfn.exception import InvalidError, ServiceError
 from nomadfn.ports import Blobs
 
 ADAPTERS: dict[str, Callable[[Path], Blobs]] = {
     "memory": lambda folder: MemoryBlobs(),
     "directory": lambda folder: DirectoryBlobs(str(folder / "blobs")),
+    "fsspec memory": lambda folder: FsspecBlobs(f"memory:/{folder}/blobs"),
+    "fsspec file": lambda folder: FsspecBlobs(f"file://{folder}/blobs"),
 }
 OUTSIDE = ["../outside", "..", "", "/etc/passwd", "a/../../b", "ab\0c", ".tmp-abc"]
 
@@ -48,27 +54,52 @@ def made_old(directory: DirectoryBlobs, name: str, age_s: float) -> None:
 
 
 def test_the_sdk_and_the_containers_see_the_same_files(directory: DirectoryBlobs) -> None:
-    ref = write_blob(directory.folder, b"from a client")
+    store = BlobStore(lambda: Place(directory.folder, directory.mark))
+    assert store.is_here()
+    ref = store.write(b"from a client", "ap-1")
     assert directory.get(ref.name) == b"from a client"
     directory.put("00ff", b"from the service")
-    assert read_blob(directory.folder, BlobRef("00ff", digest_of(b"from the service"), 16)) == b"from the service"
-    directory.delete(ref.name)
+    assert store.read(BlobRef("00ff", digest_of(b"from the service"), 16)) == b"from the service"
+    store.delete(ref)
     assert [name for name, _ in directory.names()] == ["00ff"]
 
 
+def test_a_folder_of_the_same_name_on_another_machine_is_not_used(directory: DirectoryBlobs, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for folder in (tmp_path / "elsewhere", tmp_path / "nowhere"):
+        store = BlobStore(lambda folder=folder: Place(str(folder), directory.mark))
+        assert not store.is_here()
+        with pytest.raises(OSError, match="has no HTTP address"):
+            store.write(b"lost", "ap-1")
+        assert not list(folder.rglob("*"))
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_blob_folder_that_goes_away_is_not_made_anew(directory: DirectoryBlobs) -> None:
+    shutil.rmtree(directory.folder)
+    with pytest.raises(ServiceError, match="cannot take blob abcd: No such file or directory"):
+        directory.put("abcd", b"x")
+    assert not os.path.exists(directory.folder)
+
+
+def test_the_mark_of_an_earlier_control_service_is_none_any_more(directory: DirectoryBlobs) -> None:
+    former = directory.mark
+    later = DirectoryBlobs(directory.folder)
+    assert BlobStore(lambda: Place(later.folder, later.mark)).is_here()
+    assert not BlobStore(lambda: Place(later.folder, former)).is_here()
+
+
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_a_name_cannot_lead_out_of_the_folder(directory: DirectoryBlobs, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("adapter", ["directory", "fsspec file"])
+def test_a_name_cannot_lead_out_of_the_folder(tmp_path: Path, adapter: str, name: str) -> None:
+    blobs = ADAPTERS[adapter](tmp_path)
     (tmp_path / "outside").write_text("not yours")
     with pytest.raises(ValueError, match="is not the name of a blob"):
-        directory.put(name, b"x")
+        blobs.put(name, b"x")
     with pytest.raises(KeyError):
-        directory.get(name)
-    assert not directory.has(name)
-    directory.delete(name)
-    with pytest.raises(ValueError, match="is not the name of a blob"):
-        read_blob(directory.folder, BlobRef(name, "", 0))
-    with pytest.raises(ValueError, match="is not the name of a blob"):
-        delete_blob(directory.folder, BlobRef(name, "", 0))
+        blobs.get(name)
+    assert not blobs.has(name)
+    blobs.delete(name)
     assert (tmp_path / "outside").read_text() == "not yours"
 
 
@@ -94,20 +125,67 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         DirectoryBlobs(str(tmp_path / "file/blobs"))
 
 
-def test_a_sweep_takes_old_blobs_that_nobody_needs_and_old_temporary_files(directory: DirectoryBlobs) -> None:
-    for name in ("live", "young", "dead"):
-        directory.put(name, b"x")
+def test_files_that_were_left_half_written_go_away_with_a_listing(directory: DirectoryBlobs) -> None:
+    directory.put("live", b"x")
     for name in (".tmp-old", ".tmp-young"):
         (Path(directory.folder) / "li" / name).write_bytes(b"half")
-    for name in ("live", "dead", ".tmp-old"):
-        made_old(directory, name, 7200)
-    assert directory.sweep({"live"}, min_age_s=600) == 2
-    assert files_in(directory) == {"live", "young", ".tmp-young"}
+    made_old(directory, ".tmp-old", 7200)
+    assert [name for name, _ in directory.names()] == ["live"]
+    assert files_in(directory) == {"live", ".tmp-young"}
 
 
 def test_code_that_is_stored_again_counts_as_new(directory: DirectoryBlobs) -> None:
-    ref = write_blob(directory.folder, b"an archive", by_digest=True)
-    made_old(directory, ref.name, 7200)
-    assert write_blob(directory.folder, b"an archive", by_digest=True) == ref
-    assert directory.sweep(set(), min_age_s=600) == 0
-    assert directory.get(ref.name) == b"an archive"
+    store = BlobStore(lambda: Place(directory.folder, directory.mark))
+    digest = store.write_code(b"an archive")
+    made_old(directory, digest, 7200)
+    assert store.write_code(b"an archive") == digest
+    assert dict(directory.names())[digest] < 3600
+    assert directory.get(digest) == b"an archive"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nosuch://bucket/prefix", "nosuch://bucket/prefix is not accepted: Protocol not known: nosuch"),
+        ("gs://bucket/prefix", "needs another package where the control service runs: .*gcsfs"),
+        ("sftp://ada:secret@host/prefix", "sftp://host/prefix needs another package .*paramiko"),
+    ],
+)
+def test_an_address_that_nothing_here_speaks_names_what_is_missing(url: str, words: str) -> None:
+    with pytest.raises(InvalidError, match=words):
+        FsspecBlobs(url)
+
+
+def test_without_fsspec_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fsspec.core", None)
+    with pytest.raises(InvalidError, match=r"pip install 'nomadfn\[blobs\]'"):
+        FsspecBlobs("memory://x")
+
+
+def test_a_store_that_fails_is_named_without_its_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = FsspecBlobs("memory://ada:secret@here/prefix")
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("nobody answers")
+
+    for method in ("pipe_file", "info", "cat_file", "rm_file", "ls"):
+        monkeypatch.setattr(blobs._fs, method, fail)
+    for work in (
+        lambda: blobs.put("abc", b"x"),
+        lambda: blobs.get("abc"),
+        lambda: list(blobs.parts("abc")),
+        lambda: blobs.has("abc"),
+        lambda: blobs.delete("abc"),
+        lambda: list(blobs.names()),
+        blobs.check,
+    ):
+        with pytest.raises(ServiceError, match=r"memory://here/prefix cannot .* nobody answers") as caught:
+            work()
+        assert "secret" not in str(caught.value)
+
+
+def test_what_other_writers_put_is_seen_and_the_journal_has_its_own(tmp_path: Path) -> None:
+    first, second = (FsspecBlobs(f"memory:/{tmp_path}/shared") for _ in range(2))
+    assert list(first.names()) == []
+    second.put("abc123", b"x")
+    assert [name for name, _ in first.names()] == ["abc123"]

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from nomadfn.adapters import consul_journal
 from nomadfn.adapters.consul_journal import INLINE_BYTES, ConsulJournal
 from nomadfn.adapters.consul_lease import ConsulLease
 from nomadfn.adapters.consul_store import POLICY, VALUE_BYTES, ConsulStore, Refusal, Shard, delete
+from nomadfn.adapters.fsspec_blobs import FsspecBlobs
 from nomadfn.adapters.memory import MemoryBlobs
 from nomadfn.exception import ServiceError
 from nomadfn.ports import Blobs, FencedError, Journal, JournalError, JournalFullError
@@ -91,8 +93,8 @@ class TestConsulJournalWithBlobs(JournalContract):
     histories = 12
 
     @pytest.fixture
-    def world(self, store: ConsulStore, lease_of: LeaseOf) -> ConsulWorld:
-        return ConsulWorld(store, lease_of, MemoryBlobs())
+    def world(self, store: ConsulStore, lease_of: LeaseOf, tmp_path: Path) -> ConsulWorld:
+        return ConsulWorld(store, lease_of, FsspecBlobs(f"memory:/{tmp_path}"))
 
 
 @pytest.fixture
@@ -354,9 +356,9 @@ def test_the_default_bound_is_64_mebibytes_and_the_error_names_the_setting(
 ) -> None:
     assert journal.max_bytes == 64 * 1024 * 1024
     journal.max_bytes = 10
-    with pytest.raises(JournalFullError, match=r"consul\.max_journal_bytes") as caught:
+    with pytest.raises(JournalFullError, match=r"limits\.spawn_bytes") as caught:
         journal.append(bytes(11))
-    assert "blobs.url" in str(caught.value)
+    assert "blobs" in str(caught.value)
 
 
 def test_with_a_blob_store_consul_holds_little_and_the_bound_is_gone(store: ConsulStore, lease: ConsulLease) -> None:

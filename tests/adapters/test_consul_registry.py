@@ -90,6 +90,18 @@ def test_a_leader_of_old_changes_nothing(
     assert ConsulRegistry(store, shard, new.hold).get("apps/thumbs") == 1
 
 
+def test_a_listing_leaves_out_what_somebody_has_broken_where_that_is_told(
+    registry: ConsulRegistry, store: ConsulStore, shard: Shard
+) -> None:
+    registry.put("overrides/a/f", {"max_containers": 3})
+    store.put(f"nomadfn/{shard.cluster}/overrides/a/g", b"five")
+    told: list[str] = []
+    assert registry.list("overrides/", told.append) == {"overrides/a/f": {"max_containers": 3}}
+    assert ["overrides/a/g in Consul is not JSON" in fault for fault in told] == [True]
+    with pytest.raises(ServiceError, match="overrides/a/g in Consul is not JSON"):
+        registry.list("overrides/")
+
+
 def test_a_right_that_the_token_lacks_is_named(consul: ConsulServer, shard: Shard) -> None:
     store = consul.store(token=consul.make_token('key_prefix "nomadfn/" { policy = "read" }'))
     registry = ConsulRegistry(store, shard)
@@ -112,10 +124,10 @@ def test_a_watch_tells_what_is_there_and_each_change_whoever_made_it(
     store.put(by_hand, b'{"max_containers": 5}')
     assert seen.get(timeout=20) == {"overrides/a/f": {"max_containers": 3}, "overrides/a/g": {"max_containers": 5}}
     store.put(by_hand, b"five")
-    assert seen.get(timeout=20) == {"overrides/a/f": {"max_containers": 3}}
     assert f"{by_hand} in Consul is not JSON" in faults.get(timeout=20)
-    store.transact([delete(by_hand)])
     registry.delete("overrides/a/f")
+    assert seen.get(timeout=20) == {"overrides/a/g": {"max_containers": 5}}
+    store.transact([delete(by_hand)])
     assert seen.get(timeout=20) == {}
     registry.put("apps/a", "still none of it")
     registry.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nomadfn.adapters.consul_store import ConsulSettings, ConsulStore, ConsulUnreachableError, Shard
+from nomadfn.adapters.consul_store import POLICY, ConsulSettings, ConsulStore, ConsulUnreachableError, Shard
 from nomadfn.exception import InvalidError
 
 
@@ -59,7 +59,7 @@ def test_a_consul_that_is_not_there_is_said_in_one_line() -> None:
     store = ConsulStore(ConsulSettings("http://127.0.0.1:1"))
     with pytest.raises(
         ConsulUnreachableError,
-        match=r"^Consul at http://127\.0\.0\.1:1 did not answer \(.*Connection refused\)\. Check that it runs",
+        match=r"^Consul at http://127\.0\.0\.1:1 did not answer \(.*Connection refused\); check that it runs",
     ):
         store.get("key")
     store.close()
@@ -69,3 +69,8 @@ def test_a_consul_that_is_not_there_is_said_in_one_line() -> None:
 def test_a_cluster_has_a_name_that_makes_readable_keys(name: str) -> None:
     with pytest.raises(InvalidError, match="cannot name a cluster"):
         Shard(name)
+
+
+def test_the_policy_of_the_documentation_is_the_one_that_the_tests_run_with() -> None:
+    page = Path(__file__).parents[2] / "docs" / "cluster.md"
+    assert f"\n{POLICY}```" in page.read_text()

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from nomadfn_agent import wire
 from nomadfn_agent.wire import payload
+from shared_folder import SharedFolder
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
@@ -249,7 +250,7 @@ class Machine:
     """Listener and supervisor together: `run` makes a container of a program's source."""
 
     def __init__(self, folder: Path) -> None:
-        self.blobs = str(folder / "blobs")
+        self.blobs = SharedFolder(folder / "blobs")
         self.code_cache = str(folder / "code")
         self.listener = Listener()
         self.supervisor = Supervisor()
@@ -259,7 +260,7 @@ class Machine:
         with zipfile.ZipFile(buffer, "w") as archive:
             for name, text in files.items():
                 archive.writestr(zipfile.ZipInfo(name), text)
-        return payload.write_blob(self.blobs, buffer.getvalue(), by_digest=True).digest
+        return self.blobs.write_code(buffer.getvalue())
 
     def start(self, **env: str) -> str:
         container = f"ct-{secrets.token_hex(8)}"
@@ -274,7 +275,17 @@ class Machine:
         if files:
             fields |= {"digest": self.archive(files), "main_module": "hello"}
         ref = wire.CodeRef(**(fields | (code or {})))
-        return wire.Bind("ap-1/f", spec, ref, "ap-1", "thumbs", 0, self.blobs, self.code_cache)
+        return wire.Bind(
+            "ap-1/f",
+            spec,
+            ref,
+            "ap-1",
+            "thumbs",
+            0,
+            self.blobs.place.folder,
+            self.code_cache,
+            blobs_mark=self.blobs.place.mark,
+        )
 
     def join(
         self,
@@ -290,8 +301,10 @@ class Machine:
         files = source if isinstance(source, dict) else {"hello.py": source}
         container = self.start(**(env or {}))
         runner = self.listener.join(container)
-        fields = {"name": function, "module": "hello", "qualname": function, "env": user_env or {}} | spec
-        runner.send(self.bind(wire.FunctionSpec(**fields), files, code=code))
+        fields = {"name": function, "module": "hello", "qualname": function} | spec
+        bind = self.bind(wire.FunctionSpec(**fields), files, code=code)
+        bind.env = user_env or {}
+        runner.send(bind)
         return runner
 
     def run(self, source: str | dict[str, str], function: str = "f", **options: Any) -> Runner:

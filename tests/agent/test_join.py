@@ -24,7 +24,7 @@ import pytest
 from agent_harness import PYTHON, WAIT_S, Runner, is_running, wait_until
 from nomadfn_agent import wire
 from nomadfn_agent.channel import Channel, LengthFraming
-from nomadfn_agent.wire import payload
+from shared_folder import SharedFolder
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
@@ -46,7 +46,7 @@ class Control:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.blobs = str(folder / "blobs")
+        self.blobs = SharedFolder(folder / "blobs")
         self.leads = True
         self.refusal = ""
         self.bearers: list[str] = []
@@ -108,7 +108,19 @@ class Control:
         spec = wire.FunctionSpec(name="f", module="hello", qualname="f")
         code = wire.CodeRef(digest=self.archive(source), main_module="hello", python=PYTHON)
         runner = self.runners[name]
-        runner.send(wire.Bind("ap-1/f", spec, code, "ap-1", "shop", 0, self.blobs, str(self.folder / "code")))
+        runner.send(
+            wire.Bind(
+                "ap-1/f",
+                spec,
+                code,
+                "ap-1",
+                "shop",
+                0,
+                self.blobs.place.folder,
+                str(self.folder / "code"),
+                self.blobs.place.mark,
+            )
+        )
         runner.expect(wire.Ready)
         return runner, started.pid
 
@@ -116,8 +128,7 @@ class Control:
         buffer = BytesIO()
         with ZipFile(buffer, "w") as archive:
             archive.writestr("hello.py", source)
-        os.makedirs(self.blobs, exist_ok=True)
-        return payload.write_blob(self.blobs, buffer.getvalue(), by_digest=True).name
+        return self.blobs.write_code(buffer.getvalue())
 
     def close(self) -> None:
         self.server.shutdown()

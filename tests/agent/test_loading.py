@@ -11,7 +11,6 @@ import cloudpickle
 import pytest
 from agent_harness import Machine
 from nomadfn_agent import wire
-from nomadfn_agent.wire import payload
 
 
 @pytest.fixture
@@ -106,7 +105,7 @@ def test_a_cloudpickled_function_needs_no_archive(machine: Machine) -> None:
         return lambda x: x + offset
 
     data = cloudpickle.dumps(make(40))
-    digest = payload.write_blob(machine.blobs, data, by_digest=True).digest
+    digest = machine.blobs.write_code(data)
     runner = machine.run({}, "f", module="", qualname="", serialized_ref=digest, code={"origin": ""})
     assert runner.call(2) == 42
 

@@ -207,25 +207,25 @@ def test_one_frame_may_mix_codecs(machine: Machine) -> None:
 def test_large_payloads_travel_as_blobs_both_ways(machine: Machine) -> None:
     runner = machine.run(ECHO)
     big = os.urandom(300_000)
-    ref = payload.write_blob(machine.blobs, payload.dump_arguments((big,), {}))
+    ref = machine.blobs.write(payload.dump_arguments((big,), {}), "ap-1")
     [delivery] = runner.deliver_raw([payload.encode(ref)], [wire.PICKLE | wire.REF])
     status, data = runner.outcome(delivery)
     assert status == wire.OK | wire.REF
-    assert payload.loads(payload.read_blob(machine.blobs, payload.decode_ref(data))) == big
+    assert payload.loads(machine.blobs.read(payload.decode_ref(data))) == big
 
 
 def test_a_large_exception_travels_as_a_blob(machine: Machine) -> None:
     runner = machine.run("def f():\n    raise ValueError('x' * 300_000)\n")
     status, data = runner.outcome(runner.deliver([()])[0])
     assert status == wire.EXCEPTION | wire.REF
-    raised = payload.decode_raised(payload.read_blob(machine.blobs, payload.decode_ref(data)))
+    raised = payload.decode_raised(machine.blobs.read(payload.decode_ref(data)))
     assert len(payload.loads(raised.pickled).args[0]) == 300_000
 
 
 def test_a_missing_or_damaged_blob_fails_its_input_alone(machine: Machine) -> None:
     runner = machine.run(ECHO)
-    ref = payload.write_blob(machine.blobs, payload.dump_arguments(("x" * 200_000,), {}))
-    payload.delete_blob(machine.blobs, ref)
+    ref = machine.blobs.write(payload.dump_arguments(("x" * 200_000,), {}), "ap-1")
+    machine.blobs.delete(ref)
     [delivery] = runner.deliver_raw([payload.encode(ref)], [wire.PICKLE | wire.REF])
     assert runner.failure(delivery).error == "DeserializationError"
     assert runner.call(1) == 1
@@ -236,7 +236,7 @@ def test_a_result_over_the_limit_is_refused_with_both_numbers(machine: Machine) 
     failure = runner.failure(runner.deliver([(250_000,)])[0])
     assert failure.error == "RequestSizeError"
     assert "200,000" in failure.message
-    assert len(payload.read_blob(machine.blobs, payload.decode_ref(runner.outcome(runner.deliver([(150_000,)])[0])[1])))
+    assert len(machine.blobs.read(payload.decode_ref(runner.outcome(runner.deliver([(150_000,)])[0])[1])))
 
 
 def test_an_exception_comes_back_with_the_users_frames_and_paths_only(machine: Machine) -> None:

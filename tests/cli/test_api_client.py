@@ -8,7 +8,10 @@ from contextlib import contextmanager
 import pytest
 
 from nomadfn import exception
+from nomadfn.cli import api_client
 from nomadfn.cli.api_client import ApiClient, FunctionError, path
+from nomadfn.sdk.leader import Leader
+from nomadfn.sdk.service import ServiceHandle
 
 
 @contextmanager
@@ -81,3 +84,37 @@ def test_nobody_there_is_a_service_error_with_what_to_do() -> None:
 def test_paths_are_quoted_and_what_is_none_is_left_out() -> None:
     assert path("apps", "a/b c", "logs", tail=3, follow=None) == "/v1/apps/a%2Fb%20c/logs?tail=3"
     assert path("functions", app=None) == "/v1/functions"
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def handle_of(url: str, leaders: list[Leader | None]) -> tuple[ServiceHandle, list[str]]:
+    """Of a cluster whose next looks for the leader find these; and what was said to be lost each time."""
+    lost: list[str] = []
+
+    def locate(data_url: str) -> Leader | None:
+        lost.append(data_url)
+        return leaders.pop(0) if leaders else None
+
+    return ServiceHandle("ws://old", url, "nf_token", False, None, "the cluster", locate=locate), lost
+
+
+def test_a_command_waits_for_the_control_service_that_takes_over() -> None:
+    with answering(http("200 OK", '{"pid": 7}')) as next_one:
+        gone = f"http://127.0.0.1:{closed_port()}"
+        handle, lost = handle_of(gone, [None, Leader(next_one.url, "ws://new")])
+        assert ApiClient(gone, "nf_token", handle).ask("GET", "/v1/status") == {"pid": 7}
+        assert lost == ["ws://old", "ws://old"]
+
+
+def test_where_nobody_takes_over_a_command_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_client, "TAKEOVER_S", 0.0)
+    monkeypatch.setattr(api_client, "PAUSE_S", 0.0)
+    gone = f"http://127.0.0.1:{closed_port()}"
+    handle, _ = handle_of(gone, [])
+    with pytest.raises(exception.ServiceError, match="does not answer"):
+        ApiClient(gone, "nf_token", handle).ask("GET", "/v1/status")

@@ -31,9 +31,9 @@ from nomadfn_agent.join import PING_S
 from nomadfn_agent.wire.link import Link, LinkClosed, LinkRefused
 
 from nomadfn import ports
-from nomadfn.adapters.directory_blobs import DirectoryBlobs
+from nomadfn.adapters.file_secrets import FileSecrets
 from nomadfn.adapters.local import describe_exit
-from nomadfn.adapters.memory import MemoryCluster, MemoryJournal, MemoryRegistry
+from nomadfn.adapters.memory import MemoryBlobs, MemoryCluster, MemoryJournal, MemoryRegistry
 from nomadfn.control import agents, api
 from nomadfn.control.address import Address
 from nomadfn.control.connections import listen
@@ -134,7 +134,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.blobs = DirectoryBlobs(str(folder / "blobs"))
+        self.blobs = MemoryBlobs()
         self.http = socket.create_server(("127.0.0.1", 0))
         self.http_url = f"http://127.0.0.1:{self.http.getsockname()[1]}"
         self.faults: list[Exception] = []
@@ -146,7 +146,7 @@ class World:
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.cluster = Allocations()
-        address = Address(http_url=self.http_url, blobs="/nowhere/blobs", code_cache="/nowhere/code")
+        address = Address(http_url=self.http_url, code_cache="/nowhere/code")
         core = Core(Limits(), epoch=5)
         self.service = Service(
             core,
@@ -157,12 +157,13 @@ class World:
             address,
             MemoryJournal(),
             self.faults.append,
+            FileSecrets(Path("/nowhere")),
         )
         self.service.agents.open(self.cluster.attach, JOINING.verify)
         listener = await listen(self.service, "127.0.0.1", 0)
         address.data_url = self.data_url = f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1/connect"
         await self.service.start()
-        server = await api.serve_api(api.create_api(self.service), self.http)
+        server = await api.serve_api(api.create_api(self.service, self.service.desk), self.http)
         stop = asyncio.Event()
         self._running.set_result(stop)
         await stop.wait()
@@ -272,10 +273,7 @@ def test_an_agent_from_the_offered_file_runs_functions_whose_code_comes_over_htt
         assert (result, greeting) == (42, "hello")
         assert "nomadfn-agent-" in library
         assert world.call("large", 1000) == "x" * 1000
-        error = world.call("large", 1_000_000)
-        assert error["kind"] == "RequestSizeError"
-        assert "the result of large has 1,000,002 bytes" in error["message"]
-        assert "set blobs= of the cluster" in error["message"]
+        assert world.call("large", 5_000_000) == "x" * 5_000_000
 
 
 def test_an_agent_that_is_told_to_end_finishes_what_it_runs(world: World, tmp_path: Path) -> None:

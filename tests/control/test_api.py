@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,11 @@ from nomadfn_agent import wire
 from nomadfn_agent.wire import payload
 
 from nomadfn import exception
+from nomadfn.adapters.memory import MemoryBlobs
 from nomadfn.control import api, http_server
+from nomadfn.control.blob_desk import BlobDesk
+from nomadfn.core.limits import Limits
+from nomadfn.core.state import State
 
 TOKEN = "nf_" + "t" * 43
 CALL = "/v1/apps/shop/functions/f/call"
@@ -106,9 +109,9 @@ class Client:
 class RunningApi:
     """The API on a free port, in a thread with a loop of its own."""
 
-    def __init__(self, blobs: Path) -> None:
+    def __init__(self) -> None:
         self.service = TableService()
-        self.blobs = blobs
+        self.blobs = MemoryBlobs()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
         self._running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
@@ -117,12 +120,14 @@ class RunningApi:
         self._loop, self._stop = self._running.result(timeout=20)
 
     async def _serve(self) -> None:
-        app = api.create_api(self.service, blobs=str(self.blobs), max_body_bytes=4096)
+        desk = BlobDesk(self.blobs, State(Limits()))
+        app = api.create_api(self.service, desk, max_body_bytes=4096)
         server = await api.serve_api(app, self.listener)
         stop = asyncio.Event()
         self._running.set_result((asyncio.get_running_loop(), stop))
         await stop.wait()
         await server.close()
+        desk.close()
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
@@ -131,8 +136,8 @@ class RunningApi:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApi]:
-    one = RunningApi(tmp_path_factory.mktemp("blobs"))
+def running() -> Iterator[RunningApi]:
+    one = RunningApi()
     yield one
     one.close()
 
@@ -362,11 +367,13 @@ def test_a_pickled_result_is_not_touched(client: Client, service: TableService) 
     assert "FunctionCall.from_id" in message
 
 
-def test_a_large_result_is_streamed_from_its_file(client: Client, service: TableService, running: RunningApi) -> None:
-    ref = payload.write_blob(str(running.blobs), json.dumps("x" * 3_000_000).encode())
+def test_a_large_result_is_streamed_from_its_blob(client: Client, service: TableService, running: RunningApi) -> None:
+    data = json.dumps("x" * 3_000_000).encode()
+    running.blobs.put("large", data)
+    ref = payload.BlobRef("large", payload.digest_of(data), len(data))
     service.answers["call.json"] = outcome(wire.OK + wire.REF, payload.encode(ref))
     assert client.ask("POST", CALL, {})[:2] == (200, {"result": "x" * 3_000_000})
-    payload.delete_blob(str(running.blobs), ref)
+    running.blobs.delete("large")
     assert client.error("POST", CALL, {})[:2] == (404, "OutputExpiredError")
 
 
@@ -435,7 +442,7 @@ def test_the_signal_handlers_of_the_process_are_left_alone(service: TableService
     async def serve() -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-        server = await api.serve_api(api.create_api(service), listener)
+        server = await api.serve_api(api.create_api(service, BlobDesk(MemoryBlobs(), State(Limits()))), listener)
         assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
         await server.close()
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.server
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +59,8 @@ def test_the_right_on_variables_is_needed_for_up_alone_where_agents_have_identit
 
 
 @contextmanager
-def answering(status: int, body: bytes) -> Iterator[str]:
-    """The address of a server that has one answer for everything."""
+def answering(status: int, body: bytes, ahead_s: float = 0.0) -> Iterator[str]:
+    """The address of a server that has one answer for everything, and a clock that is ahead."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -66,6 +68,9 @@ def answering(status: int, body: bytes) -> Iterator[str]:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return super().date_time_string(time.time() + ahead_s)
 
         def log_message(self, *_: object) -> None: ...
 
@@ -141,3 +146,26 @@ def test_a_nomad_that_is_too_old_is_refused() -> None:
     with answering(200, b'{"config": {"Version": {"Version": "1.5.3"}}}') as url:
         assert "is 1.5.3" in nomad_fault(url=url)
         assert "upgrade it" in nomad_fault(url=url)
+
+
+def test_a_clock_that_is_apart_is_told_with_its_direction() -> None:
+    with answering(200, b"{}", ahead_s=600) as url:
+        found = checkup._clock("Nomad", url, True)
+        assert found.ok is False
+        assert "ahead of this machine's: set both by NTP" in found.text
+    with answering(200, b"{}", ahead_s=-600) as url:
+        assert "behind this machine's" in checkup._clock("Nomad", url, True).text
+    with answering(200, b"{}") as url:
+        assert checkup._clock("Nomad", url, True).ok is True
+
+
+def test_a_kill_timeout_over_the_cap_of_the_clients_is_told() -> None:
+    class Capped(FakeNomad):
+        def max_kill_timeout_s(self) -> float:
+            return 30.0
+
+    longer = replace(JOB, kill_timeout_s=60)
+    assert checkup._kill_timeout(Capped(), JOB).ok is True  # type: ignore[arg-type]
+    found = checkup._kill_timeout(Capped(), longer)  # type: ignore[arg-type]
+    assert found.ok is False
+    assert "max_kill_timeout = 30 s" in found.text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any
+import time
 
 import pytest
 from nomadfn_agent import wire
@@ -14,7 +14,7 @@ from nomadfn.control import durable
 from nomadfn.control.durable import DurableWriter, Pace
 from nomadfn.core import calls, records
 from nomadfn.core.core import Core
-from nomadfn.ports import JournalError
+from nomadfn.ports import JournalError, JournalFullError
 
 SPEC = wire.AppSpec(name="app", functions=[wire.FunctionSpec(name="f")])
 WAIT_S = 20.0
@@ -134,10 +134,9 @@ class BrokenJournal(MemoryJournal):
         raise ArithmeticError("unthinkable")
 
 
-@pytest.mark.parametrize("journal", [MemoryJournal(max_bytes=10), BrokenJournal()])
-def test_a_journal_that_cannot_be_written_is_told(journal: Any) -> None:
+def test_a_journal_that_cannot_be_written_is_told() -> None:
     told, core = Told(), new_core()
-    writer = DurableWriter(journal, told.durable, told.failed)
+    writer = DurableWriter(BrokenJournal(), told.durable, told.failed)
     writer.start()
     spawn(core, 1)
     writer.write(*core.take_records())
@@ -191,3 +190,109 @@ def test_a_write_that_does_not_come_to_an_end_is_trouble_and_then_none_any_more(
     assert sum(writer.append_counts) == 1
     assert writer.append_s > 0
     writer.close()
+
+
+async def compact_when_wanted(core: Core, writer: DurableWriter, told: Told) -> None:
+    """What the service does at every turn, until everything is durable or has failed."""
+    deadline = asyncio.get_running_loop().time() + WAIT_S
+    while told.number < core.state.record_number and told.error is None:
+        assert asyncio.get_running_loop().time() < deadline
+        if writer.wants_snapshot(core.live_bytes):
+            await writer.compact(core.snapshot())
+        await asyncio.sleep(0.001)
+
+
+def test_what_finds_no_room_waits_for_a_snapshot_that_makes_some() -> None:
+    journal, told, core = MemoryJournal(max_bytes=40_000), Told(), new_core()
+    writer = DurableWriter(journal, told.durable, told.failed, Pace(segment_bytes=2_000))
+    writer.start()
+    for first in range(0, 400, 40):
+        spawn(core, 40, first)
+        for index in range(first, first + 40):
+            core.cancel_call(1.0, f"fc-{index:032x}")
+        core.settle(1.0)
+        writer.write(*core.take_records())
+        told_up_to = core.state.record_number
+        asyncio.run(compact_when_wanted(core, writer, told))
+        assert (told.number, told.error) == (told_up_to, None)
+        core.durable(1.0, told_up_to)
+        core.tick(1.0 + first)
+        forgotten = [id for id, call in core.state.calls.items() if call.finished]
+        core.state.record(records.Forgotten(forgotten))
+        calls.forget(core.state, forgotten)
+    writer.close()
+    assert journal.size_bytes() <= 40_000
+    replayed(journal)
+
+
+def test_a_journal_that_is_full_of_what_is_of_use_has_failed() -> None:
+    journal, told, core = MemoryJournal(max_bytes=5_000), Told(), new_core()
+    writer = DurableWriter(journal, told.durable, told.failed, Pace(segment_bytes=1_000))
+    writer.start()
+    spawn(core, 100)
+    for number, record in enumerate(core.take_records()[0], 1):
+        writer.write([record], number)
+    asyncio.run(compact_when_wanted(core, writer, told))
+    assert isinstance(told.error, JournalFullError)
+    writer.close()
+
+
+class AwayJournal(MemoryJournal):
+    """Its store is away: an append waits until it is closed, or, when `ends` is not set, for ever."""
+
+    def __init__(self, *, ends: bool) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+        self.gone = threading.Event()
+        self._end = self.gone if ends else threading.Event()
+
+    def append(self, body: bytes) -> int:
+        self.asked.set()
+        self._end.wait(WAIT_S)
+        raise JournalError("the store is away")
+
+    def close(self) -> None:
+        self.gone.set()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_end_does_not_wait_for_a_journal_whose_store_is_away(monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
+    monkeypatch.setattr(durable, "CLOSE_S", 0.1)
+    journal, told, core = AwayJournal(ends=ends), Told(), new_core()
+    writer = DurableWriter(journal, told.durable, told.failed)
+    writer.start()
+    spawn(core, 3)
+    writer.write(*core.take_records())
+    assert journal.asked.wait(WAIT_S)
+    assert writer.close() is False
+    assert journal.gone.is_set()
+    assert told.number == 0
+    journal._end.set()
+
+
+def test_the_end_waits_for_a_journal_that_goes_on_writing_however_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable, "CLOSE_S", 0.2)
+
+    class SlowJournal(MemoryJournal):
+        def append(self, body: bytes) -> int:
+            time.sleep(0.02)
+            return super().append(body)
+
+    journal, told, core = SlowJournal(), Told(), new_core()
+    writer = DurableWriter(journal, told.durable, told.failed, Pace(segment_bytes=100))
+    spawn(core, 40)
+    for number, record in enumerate(core.take_records()[0], 1):
+        writer.write([record], number)
+    writer.start()
+    assert writer.close() is True
+    assert told.number == 40
+
+
+def test_segments_of_earlier_leaders_count_until_they_are_compacted() -> None:
+    journal = MemoryJournal()
+    for _ in range(3):
+        journal.append(records.encode_segment([]))
+    writer = DurableWriter(journal, Told().durable, Told().failed, Pace(compact_from_segments=3))
+    assert writer.wants_snapshot(0)
+    # A snapshot of so much would cost more than three small segments do.
+    assert not writer.wants_snapshot(4 * durable.LIVE_PER_SEGMENT_BYTES)

@@ -122,3 +122,29 @@ def test_while_the_lease_cannot_be_asked_for_that_is_said_once(said: list[str]) 
     lease.faults = 3
     assert asyncio.run(stand_by(lease, said)) == 5
     assert said == ["standing by: Consul is away"]
+
+
+def test_a_leader_whose_process_is_slow_to_go_loses_its_lease_all_the_same(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connections end before its listener: for a moment it takes new ones, and drops them."""
+    monkeypatch.setattr(leadership, "WATCH_S", 10 * WAIT_S)
+
+    async def scene() -> None:
+        met = 0
+
+        async def drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal met
+            met += 1
+            writer.close()
+            if met == 3:
+                server.close()
+
+        server = await asyncio.start_server(drop, "127.0.0.1", 0)
+        leader = Record(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/connect")
+        lease = HeldLease(leader)
+        assert await stand_by(lease, said) == 6
+        assert lease.taken_over == [leader]
+        lease.give(None)
+
+    asyncio.run(scene())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from nomadfn_agent import wire
 from test_core import APP, SESSION, World, of
 
@@ -86,6 +87,34 @@ def test_a_result_that_comes_before_its_client_is_kept_for_it() -> None:
     assert of(found, effects.Deliver) == []
     (results,) = of(found, effects.SendResults)
     assert results.payloads == [b"early"]
+
+
+@pytest.mark.parametrize("when", ["runs", "is done"])
+@pytest.mark.parametrize("kind", [wire.SPAWN, wire.SPAWN_MAP])
+def test_a_spawn_that_was_handed_out_and_not_durable_yet_is_not_run_again(kind: int, when: str) -> None:
+    world = Successor()
+    call = f"fc-{int(world.now):08x}{1:024x}"
+    index = 0
+    if kind == wire.SPAWN_MAP:
+        # What came before it is known.
+        world.submit(b"durable", kind=kind, call=call)
+        world.journal()
+        index = 1
+    world.attach((OLD, call, index), *([(OLD + 1, call, 0)] if index else []))
+    world.go_on()
+    if when == "is done":
+        world.give(OLD, b"result")
+        world.settle()
+    world.submit(b"again", kind=kind, call=call, first=index)
+    assert of(world.settle(), effects.Deliver) == []
+    if when == "runs":
+        world.give(OLD, b"result")
+        world.settle()
+    world.journal()
+    world.settle()
+    one = world.core.state.calls[call].get(index)
+    assert one is not None
+    assert (one.status, one.payload) == (wire.OK, b"result")
 
 
 def test_what_a_found_container_held_runs_again_once_it_is_lost() -> None:

@@ -5,7 +5,18 @@ from hypothesis import strategies as st
 from nomadfn_agent import wire
 
 from nomadfn import exception
-from nomadfn.core.limits import Limits, Load, admit, check_function, check_payload
+from nomadfn.core.limits import (
+    SMALL_BYTES,
+    Admission,
+    Limits,
+    Load,
+    admit,
+    admit_bytes,
+    check_function,
+    check_payload,
+    check_result,
+)
+from nomadfn.core.state import failure
 
 LIMITS = Limits()
 kinds = st.sampled_from((wire.REMOTE, wire.MAP, wire.SPAWN, wire.SPAWN_MAP))
@@ -102,3 +113,26 @@ def test_what_is_admitted_never_breaks_a_limit_and_never_leaves_room_unused(load
         assert 0 < admission.excess.retry_after_s <= 10
         assert hasattr(exception, admission.excess.error)
         assert f"limits.{admission.excess.limit}" in admission.excess.message
+
+
+def test_spawns_may_fill_half_of_what_is_kept_and_are_told_the_setting() -> None:
+    limits = Limits(spawn_bytes=10_000)
+    assert admit_bytes(limits, 0, [500] * 10) == Admission(10)
+    some = admit_bytes(limits, 4_000, [500] * 3)
+    assert some.count == 2
+    assert some.excess is not None
+    assert (some.excess.limit, some.excess.value, some.excess.maximum) == ("spawn_bytes", 5_000, 5_000)
+    assert "limits.spawn_bytes" in some.excess.message
+    assert "blobs" in some.excess.message
+    assert admit_bytes(Limits(), 1 << 40, [1 << 30]) == Admission(1)
+
+
+def test_a_result_may_fill_the_rest_and_a_small_one_always_has_room() -> None:
+    limits = Limits(spawn_bytes=10_000)
+    assert check_result(limits, 6_000, 4_000) is None
+    assert check_result(limits, 1 << 30, SMALL_BYTES) is None
+    assert check_result(Limits(), 1 << 40, 1 << 30) is None
+    over = check_result(limits, 6_000, 4_001)
+    assert over is not None
+    assert "limits.spawn_bytes" in over.message
+    assert len(failure(over.error, over.message)) <= SMALL_BYTES

@@ -42,8 +42,14 @@ class ClusterWorld(World):
             "NOMADFN_TOKEN": f"nf_{secrets.token_urlsafe(32)}",
             "CONSUL_HTTP_TOKEN": consul.token,
         }
-        self.configure(job)
+        self.job = job
+        self.store_blobs_in(str(folder / "blobs"))
         self.controls: list[Running] = []
+
+    def store_blobs_in(self, blobs: str) -> None:
+        """Before a control service is started."""
+        self.blobs = blobs
+        self.configure(self.job)
 
     def configure(self, job: dict[str, Any]) -> None:
         values = {"driver": "raw_exec", "python": sys.executable, "cpu_cores": 0.01, "memory_mib": 32}
@@ -53,7 +59,7 @@ class ClusterWorld(World):
             f'nomad = "{self.nomad.address.url}"',
             f'consul = "{self.consul.address}"',
             f'cluster = "{self.name}"',
-            f'blobs = "{self.folder.parent / "blobs"}"',
+            f'blobs = "{self.blobs}"',
             "[profiles.test.job]",
             *(f"{key} = {json.dumps(value)}" for key, value in values.items()),
         ]

@@ -87,6 +87,7 @@ def test_values_of_env_reach_the_function_and_stand_in_no_job(world: ClusterWorl
 
 
 def test_an_allocation_that_nomad_stops_finishes_its_input_first(world: ClusterWorld, tmp_path: Path) -> None:
+    world.configure({"kill_timeout_s": 30})
     deployed(world)
     call = calling(world, tmp_path, 5)
     [alloc] = allocations(world)

@@ -81,6 +81,7 @@ def test_the_page_names_the_capabilities_that_the_doctor_looks_for() -> None:
         "read-logs",
         '"write", "destroy"',
         "nomad/jobs/*",
+        "nomadfn/secrets/*",
     ):
         assert right in policy
 

@@ -100,9 +100,17 @@ def test_a_setting_that_is_put_into_consul_holds_at_once(cluster: ClusterWorld) 
 
 def test_the_doctor_looks_at_every_part(cluster: ClusterWorld, tmp_path: Path) -> None:
     findings = {one["part"]: one for one in cluster.nomadfn("doctor", "--json", timeout_s=120).ok().json}
-    assert {"token", "Consul", "Consul rights", "Nomad", "Nomad rights", "kill_timeout", "driver", "Python"} <= set(
-        findings
-    )
+    assert {
+        "token",
+        "Consul",
+        "Consul rights",
+        "Nomad",
+        "Nomad rights",
+        "kill_timeout",
+        "driver",
+        "Python",
+        "secrets",
+    } <= set(findings)
     assert all(one["ok"] is not False for one in findings.values()), findings
     assert findings["control service"]["ok"] is True
     done = cluster.nomadfn("doctor", CONSUL_HTTP_TOKEN="00000000-0000-0000-0000-000000000000", timeout_s=120)

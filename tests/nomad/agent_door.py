@@ -8,7 +8,8 @@ from typing import Any
 
 from nomadfn_agent.wire import STREAM_HEADER, Start, Stop, decode_from_supervisor, encode_for_stream
 
-from nomadfn.adapters.nomad_cluster import AgentHello, NomadCluster
+from nomadfn.adapters.nomad_cluster import NomadCluster
+from nomadfn.adapters.nomad_rooms import AgentHello
 from nomadfn.exception import Error
 
 

@@ -184,14 +184,36 @@ def _log(state: State, alloc_id: str, *, body: Any, query: Any) -> Any:
     return path.read_text()[-int(query["offset"]) :] if path.exists() else ""
 
 
-def _put_variable(state: State, path: str, *, body: Any, query: Any) -> Any:
-    if query.get("namespace") != "default":
+def _allowed(state: State, path: str, query: Any) -> None:
+    if query.get("namespace") != "default" or path.startswith(tuple(state.forbidden)):
         raise Refused(403, "Permission denied")
+
+
+def _variable(state: State, path: str, *, body: Any, query: Any) -> Any:
+    _allowed(state, path, query)
+    if path not in state.variables:
+        raise Refused(404, "variable not found")
+    return {"Path": path, "Items": state.variables[path]}
+
+
+def _list_variables(state: State, *, body: Any, query: Any) -> Any:
+    return [
+        {"Path": path, "ModifyTime": 1_700_000_000_000_000_000}
+        for path in sorted(state.variables)
+        if path.startswith(query.get("prefix", ""))
+    ]
+
+
+def _put_variable(state: State, path: str, *, body: Any, query: Any) -> Any:
+    _allowed(state, path, query)
+    if query.get("cas") == "0" and path in state.variables:
+        raise Refused(409, json.dumps({"Path": path, "Items": state.variables[path]}))
     state.variables[path] = body["Items"]
     return {}
 
 
 def _delete_variable(state: State, path: str, *, body: Any, query: Any) -> Any:
+    _allowed(state, path, query)
     state.variables.pop(path, None)
     return {}
 
@@ -211,6 +233,8 @@ ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("GET", "/v1/allocation/([^/]+)", _allocation),
     ("GET", "/v1/nodes", lambda state, **_: [node.stub() for node in state.nodes]),
     ("GET", "/v1/client/fs/logs/([^/]+)", _log),
+    ("GET", "/v1/vars", _list_variables),
+    ("GET", "/v1/var/(.+)", _variable),
     ("PUT", "/v1/var/(.+)", _put_variable),
     ("DELETE", "/v1/var/(.+)", _delete_variable),
 ]

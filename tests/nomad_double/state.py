@@ -62,6 +62,8 @@ class State:
         self.allocs: dict[str, Json] = {}
         self.evaluations: dict[str, Json] = {}
         self.variables: dict[str, dict[str, str]] = {}
+        self.forbidden: list[str] = []
+        """Variables whose paths begin so may not be touched."""
         self.scalings: list[tuple[str, str, int, str]] = []
         """Job, group, count and message of each scale call."""
         self.nodes = [Node()]

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from nomadfn_agent import wire
 from nomadfn_agent.wire import payload as payloads
+from shared_folder import SharedFolder
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
@@ -34,7 +35,7 @@ class Double:
     """One control service as the SDK sees it. Functions take one argument unless they are put in by a test."""
 
     def __init__(self, blobs: Path) -> None:
-        self.blobs = str(blobs)
+        self.blobs = SharedFolder(blobs)
         self.epoch = 1
         self.window = 1000
         self.functions: dict[str, Callable[..., Any]] = {}
@@ -114,7 +115,16 @@ class Double:
             resumed = hello.session in self._sessions
             self._sessions.add(hello.session)
             welcome = wire.Welcome(
-                wire.VERSION, self.epoch, resumed, self.blobs, "", self.window, 1 << 20, 1 << 20, "a double"
+                wire.VERSION,
+                self.epoch,
+                resumed,
+                self.blobs.place.folder,
+                "",
+                self.window,
+                1 << 20,
+                1 << 20,
+                "a double",
+                self.blobs.place.mark,
             )
             connection.send(wire.encode(welcome))
             with self.changed:
@@ -166,7 +176,7 @@ class Double:
     def _compute(self, submit: wire.Submit, place: int) -> tuple[int, bytes]:
         data = submit.payloads[place]
         if place in submit.refs:
-            data = payloads.read_blob(self.blobs, payloads.decode_ref(data))
+            data = self.blobs.read(payloads.decode_ref(data))
         args, kwargs = payloads.load_arguments(data, wire.PICKLE)
         try:
             value = self.functions[submit.function.partition("/")[2]](*args, **kwargs)

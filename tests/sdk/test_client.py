@@ -98,10 +98,10 @@ def test_a_result_that_cannot_be_unpickled_here_says_so(verb: Any, double: Doubl
 
 
 def test_a_large_result_is_read_from_its_blob_and_the_blob_deleted(verb: Any, double: Double) -> None:
-    ref = payloads.write_blob(double.blobs, payloads.dumps("x" * 300_000))
+    ref = double.blobs.write(payloads.dumps("x" * 300_000), "ap-1")
     answer_with(double, wire.OK | wire.REF, payloads.encode(ref))
     assert verb.remote(1) == "x" * 300_000
-    assert not os.path.exists(payloads.blob_path(double.blobs, ref.name))
+    assert not os.path.exists(payloads.blob_path(double.blobs.place.folder, ref.name))
 
 
 def test_arguments_over_the_limit_and_unpicklable_ones_are_refused_by_name(verb: Any) -> None:

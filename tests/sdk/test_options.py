@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nomadfn import App, Function, Retries
+from nomadfn import App, Function, Retries, Secret
 from nomadfn.exception import DeprecationError, InvalidError, UnsupportedError
 
 names = itertools.count()
@@ -40,7 +40,7 @@ def test_settings_reach_the_spec() -> None:
         memory=512,
         timeout=10,
         retries=3,
-        env={"A": "1"},
+        env={"A": "1", "B": None},
         min_containers=1,
         max_containers=4,
         buffer_containers=2,
@@ -76,7 +76,11 @@ def test_settings_reach_the_spec() -> None:
         ({"cpu": 0}, "cpu=0"),
         ({"memory": 0.5}, "memory=0.5"),
         ({"env": ["A"]}, "must be a dictionary"),
-        ({"env": {"A": 1}}, "names and values must be strings"),
+        ({"env": {"A": 1}}, "function resize: env=: the value of A must be a string, not int"),
+        ({"env": {"A=B": "1"}}, "the name 'A=B'"),
+        ({"env": {"A": "\ud800"}}, "no UTF-8"),
+        ({"secrets": Secret.from_dict()}, "must be a list"),
+        ({"secrets": ["database"]}, "secrets= has a str; it takes what Secret.from_"),
         ({"env": {"NOMADFN_TOKEN": "x"}}, "nomadfn's own"),
         ({"gpu": "H900"}, "the known GPUs are any, T4"),
         ({"gpu": "H100:0"}, "count from 1 to"),
@@ -108,7 +112,7 @@ def test_an_old_name_raises_the_new_one(old: str, new: str) -> None:
         make(**{old: 1})
 
 
-@pytest.mark.parametrize("name", ["image", "secrets", "volumes", "schedule", "cloud", "proxy"])
+@pytest.mark.parametrize("name", ["image", "volumes", "schedule", "cloud", "proxy"])
 def test_what_only_modal_has_is_refused_unless_it_is_empty(name: str) -> None:
     with pytest.raises(UnsupportedError, match=f"resize: {name}="):
         make(**{name: object()})

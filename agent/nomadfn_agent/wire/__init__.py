@@ -74,6 +74,15 @@ class AutoscalerSettings(msgspec.Struct, frozen=True, gc=False):
     scaledown_window_s: float = 60.0
 
 
+class SecretSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One secret of a function: values that its program has given, or the name of one that is kept elsewhere."""
+
+    name: str = ""
+    """`my-secret`, or where it stands: `nomad:a/path`, `consul:a/key`. Empty where `values` are all of it."""
+    required_keys: list[str] = []
+    values: dict[str, str] = {}
+
+
 class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One function as its program defines it. Readable as JSON: it stands in the registry like this."""
 
@@ -93,6 +102,10 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     cpu: float | None = None
     memory_mib: int | None = None
     env: dict[str, str] = {}
+    secrets: list[SecretSpec] = []
+    """In their order, and before `env`: what comes later wins."""
+    sealed: str = ""
+    """Where it is kept: all values of `env` and `secrets`, which are empty then, unreadable but for their owner."""
     max_inputs: int = 1
     target_inputs: int | None = None
     max_batch_size: int = 0
@@ -138,6 +151,8 @@ class Hello(_Frame, tag=1):
     seen: int = 0
     parent: str = ""
     """For a client inside a container: the container's id."""
+    again: bool = False
+    """For a runner: an earlier leader has told it its function, and it has that."""
 
 
 class Welcome(_Frame, tag=2):
@@ -146,13 +161,15 @@ class Welcome(_Frame, tag=2):
     """Changes when another control service leads; a client that sees a new one sends its apps and inputs again."""
     resumed: bool
     blobs: str
-    """Folder of the blob store where both sides see the same files."""
+    """Folder of the blob store, for whoever sees the same one; empty where there is none. See `store.Place`."""
     http_url: str
     map_window: int
     max_payload_bytes: int
     max_function_bytes: int
     target: str = ""
     """The service in words, for the first line that `run` prints."""
+    blobs_mark: str = ""
+    """Name of the file in `blobs` by which the folder is known to be the same one."""
 
 
 class Submit(_Frame, tag=3):
@@ -262,7 +279,12 @@ class Bind(_Frame, tag=20):
     index: int
     blobs: str
     code_cache: str
-    """Folder into which archives are unpacked, one sub-folder a digest."""
+    """Folder into which archives are unpacked, one sub-folder a digest; empty is one of the container's own."""
+    blobs_mark: str = ""
+    http_url: str = ""
+    """As in `Welcome`."""
+    env: dict[str, str] = {}
+    """All environment variables that `env=` and secrets give the function; `spec` has no values of them."""
 
 
 class Ready(_Frame, tag=21):

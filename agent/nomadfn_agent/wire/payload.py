@@ -11,11 +11,11 @@ import io
 import json
 import os
 import pickle
-import secrets
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, Any
 
 from . import INLINE_PAYLOAD_BYTES, JSON, PICKLE
 from .outcome import BlobRef as BlobRef
@@ -27,6 +27,8 @@ from .outcome import decode_ref as decode_ref
 from .outcome import encode as encode
 
 PICKLE_PROTOCOL = 5
+TEMPORARY_PREFIX = ".tmp-"
+"""Of files that are not whole yet."""
 
 
 class Unpicklable(Exception):
@@ -140,28 +142,28 @@ def blob_path(folder: str, name: str) -> str:
     return os.path.join(folder, name[:2], name)
 
 
-def write_blob(folder: str, data: bytes | memoryview, *, by_digest: bool = False, sync: bool = False) -> BlobRef:
-    """Store `data` in a blob folder, whole or not at all. With `sync` it survives a power cut.
-
-    With `by_digest` the blob's name is its digest; an existing one only counts as new again, for the sweep of
-    blobs that nobody needs.
-    """
-    digest = digest_of(data)
-    name = digest if by_digest else secrets.token_hex(16)
-    path = blob_path(folder, name)
-    if not (by_digest and _touched(path)):
-        write_whole(path, data, sync=sync)
-    return BlobRef(name, digest, len(data))
-
-
 def write_whole(path: str, data: bytes | memoryview, *, sync: bool) -> None:
-    """Put `data` at `path`, in a folder of its own folder, in place of what was there; whole or not at all."""
+    """Put `data` at `path` in place of what was there; whole or not at all. With `sync` it survives a power cut."""
+    with whole_file(path, sync=sync) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: str, *, sync: bool) -> Iterator[IO[bytes]]:
+    """A file to write that is at `path` once the block has ended in good order, and leaves nothing otherwise.
+
+    The folder of `path` is made if need be, but not the blob folder around it: where that is missing, this is
+    not the machine that it belongs to. Raises `FileNotFoundError` then.
+    """
     parent = os.path.dirname(path)
-    os.makedirs(parent, mode=0o700, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=parent, prefix=".tmp-")
+    try:
+        os.mkdir(parent, mode=0o700)
+    except FileExistsError:
+        pass
+    handle, temporary = tempfile.mkstemp(dir=parent, prefix=TEMPORARY_PREFIX)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
@@ -182,30 +184,15 @@ def _sync_folder(path: str) -> None:
         os.close(handle)
 
 
-def _touched(path: str) -> bool:
-    try:
-        os.utime(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def read_blob(folder: str, ref: BlobRef) -> bytes:
-    """The bytes behind a reference. Raises FileNotFoundError, or ValueError when they are not what was stored."""
-    with open(blob_path(folder, ref.name), "rb") as file:
-        data = file.read()
-    if digest_of(data) != ref.digest:
-        raise ValueError(f"blob {ref.name[:12]} is damaged: its content has another digest")
-    return data
-
-
-def delete_blob(folder: str, ref: BlobRef) -> None:
-    """Remove a blob; one that is gone already is no error."""
-    try:
-        os.unlink(blob_path(folder, ref.name))
-    except FileNotFoundError:
-        pass
-
-
 def is_large(payload: bytes) -> bool:
     return len(payload) > INLINE_PAYLOAD_BYTES
+
+
+def over_limit(limit_bytes: int) -> str:
+    """What stands behind "the result of f has n bytes, ": which setting would have to be another one."""
+    if limit_bytes <= INLINE_PAYLOAD_BYTES:
+        return (
+            f"over the {limit_bytes:,} that travel without a blob store: set blobs in the profile of the cluster to a "
+            f"folder or an address such as s3://bucket/prefix"
+        )
+    return f"over the limit of {limit_bytes:,} a payload: raise the setting limits.payload_bytes"
