@@ -8,77 +8,95 @@ from typing import Any
 from . import context
 from .code import Code
 from .wire import DURABLE, EXCEPTION, FAILURE, INLINE_PAYLOAD_BYTES, OK, PICKLE, REF
+from .wire.bulk import Dumper, load_large_arguments, size_of
 from .wire.payload import (
     Failure,
     Unpicklable,
     decode_ref,
-    dump_result,
+    dump_json,
+    dumps,
     encode,
     load_arguments,
+    loads,
     over_limit,
     safe_str,
+    split_arguments,
 )
 
 MAX_PAYLOAD_BYTES = 1 << 30
+CODEC_MASK = REF - 1
 
 Outcome = tuple[int, bytes]
+"""A status and a payload."""
+
+NOTHING: Outcome = OK, dumps(None)
+"""What a function gives that returns nothing."""
 
 
 class Coder:
-    """For one function. Any thread may use it."""
+    """For the inputs of one function, one at a time."""
 
     def __init__(self, code: Code) -> None:
         self.name = code.bind.spec.name
         self._code = code
         self._blobs = code.blobs
+        self._dump = Dumper().dump
         self._max_payload_bytes = int(os.environ.get("NOMADFN_MAX_PAYLOAD_BYTES", MAX_PAYLOAD_BYTES))
 
     def arguments(self, data: bytes, codec: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Raises whatever reading or unpickling raises."""
-        if codec & REF:
-            data = self._blobs.read(decode_ref(data))
-        return load_arguments(data, codec & ~(REF | DURABLE))
+        if not codec:
+            return split_arguments(loads(data))
+        if not codec & REF:
+            return load_arguments(data, codec & CODEC_MASK)
+        return load_large_arguments(self._blobs, decode_ref(data), codec & CODEC_MASK)
 
     def result(self, value: Any, codec: int) -> Outcome:
-        """What the function returned, in the codec of the input."""
-        plain = codec & ~(REF | DURABLE)
+        """What the function returned, in the codec of its arguments."""
+        if value is None and not codec:
+            return NOTHING
         try:
-            payload = dump_result(value, plain)
+            pieces = self._dump(value) if codec & CODEC_MASK == PICKLE else [dump_json(value)]
         except Exception as error:
-            return self._unpicklable(value, plain, error)
-        return (OK, payload) if len(payload) <= INLINE_PAYLOAD_BYTES else self._store(OK, payload, codec)
+            return self._unpicklable(value, codec, error)
+        if len(pieces) == 1 and len(pieces[0]) <= INLINE_PAYLOAD_BYTES:
+            return OK, pieces[0]
+        return self._store(OK, pieces, codec)
 
     def raised(self, error: BaseException, codec: int) -> Outcome:
         """What the function raised, a cancellation too."""
         if isinstance(error, (context.cancellation_type(), context.InputCancellation)):
             return failure("InputCancellation", f"the input was cancelled while {self.name} ran")
-        payload = encode(self._code.describe(error))
-        return (EXCEPTION, payload) if len(payload) <= INLINE_PAYLOAD_BYTES else self._store(EXCEPTION, payload, codec)
+        return self._store(EXCEPTION, [encode(self._code.describe(error))], codec)
 
     def undecodable(self, error: Exception) -> Outcome:
+        """The arguments could not be read."""
         return failure(
             "DeserializationError",
             f"the arguments of {self.name} could not be read in the container: "
             f"{type(error).__name__}: {safe_str(error)}",
         )
 
-    def _store(self, status: int, payload: bytes, codec: int) -> Outcome:
+    def _store(self, status: int, pieces: list[bytes], codec: int) -> Outcome:
         """A large payload as a blob, its reference in its place."""
-        if len(payload) > self._max_payload_bytes:
+        size = size_of(pieces)
+        if size <= INLINE_PAYLOAD_BYTES:
+            return status, b"".join(pieces)
+        if size > self._max_payload_bytes:
             return failure(
                 "RequestSizeError",
-                f"the result of {self.name} has {len(payload):,} bytes, "
+                f"the result of {self.name} has {size:,} bytes, "
                 f"{over_limit(self._max_payload_bytes)}, or store it elsewhere and return where it is",
             )
         try:
-            ref = self._blobs.write(payload, self._code.bind.app, sync=bool(codec & DURABLE))
+            ref = self._blobs.write_pieces(pieces, size, self._code.bind.app, durable=bool(codec & DURABLE))
         except OSError as error:
             return failure("InternalError", f"the result of {self.name} could not be stored: {error}")
         return status | REF, encode(ref)
 
     def _unpicklable(self, value: Any, codec: int, error: Exception) -> Outcome:
         why = str(error) if isinstance(error, Unpicklable) else f"{type(error).__name__}: {safe_str(error)}"
-        form = "pickled" if codec == PICKLE else "made into JSON"
+        form = "pickled" if codec & CODEC_MASK == PICKLE else "made into JSON"
         return failure(
             "SerializationError",
             f"the result of {self.name}, of type {type(value).__name__}, could not be {form}: {why}",

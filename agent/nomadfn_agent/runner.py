@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+from .claims import Claims
 from .code import Code
 from .context import control_urls
 from .execute import flush_streams, make_executor
@@ -13,6 +16,9 @@ from .loop import LINK_LOST, Loop
 from .wire import VERSION, Bind, Hello, Ready, StartFailed, decode_to_runner, encode
 from .wire.link import Link, LinkClosed, LinkRefused
 from .wire.payload import encode as encode_payload
+
+if TYPE_CHECKING:
+    from .units import Units
 
 CONNECT_TIMEOUT_S = 10.0
 BIND_TIMEOUT_S = 30.0
@@ -24,7 +30,7 @@ NOT_LOADED = 2
 """Exit code of a runner whose function could not be loaded; LINK_LOST is the other one of ours."""
 
 
-def main() -> int:
+def main(claims: Claims) -> int:
     """Run the container that the environment describes, until it has drained. Returns its exit code.
 
     NOMADFN_DATA_URL and NOMADFN_TOKEN say where to join, NOMADFN_CONTAINER_ID who this is.
@@ -38,18 +44,29 @@ def main() -> int:
     _set_environment(bind)
     code = Code(bind)
     try:
-        executor = make_executor(code.load(), code)
+        function = code.load()
     except BaseException as error:
         flush_streams()
         link.send(encode(StartFailed(encode_payload(code.describe(error)))))
         link.close()
         return NOT_LOADED
     rejoin = _Rejoin(code, os.environ["NOMADFN_DATA_URL"]) if control_urls() else None
-    loop = Loop(link, executor.run, executor.interrupt, flush_streams, rejoin, bind.code.digest)
-    link.send(encode(Ready(slots=1)))
+    loop = _make_loop(link, claims, function, code, rejoin)
+    link.send(encode(Ready(bind.spec.max_inputs)))
     loop.serve(rest)
     loop.close()
     return 0
+
+
+def _make_loop(
+    link: Link, claims: Claims, function: Callable[..., Any], code: Code, rejoin: Callable[[], Link] | None
+) -> Loop | Units:
+    if code.bind.spec.max_inputs > 1 or code.bind.spec.max_batch_size:
+        from .units import make_loop
+
+        return make_loop(link, function, code, flush_streams, rejoin)
+    executor = make_executor(function, code)
+    return Loop(link, claims, executor.run, executor.interrupt, flush_streams, rejoin, code.bind.code.digest)
 
 
 def _join(link: Link, *, again: bool = False) -> tuple[Bind, list[bytes]]:

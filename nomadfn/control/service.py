@@ -294,7 +294,7 @@ class Service:
                 for waiter in self.visible_waiters.pop(effect.call, ()):
                     _resolve(waiter)
             case effects.Recall():
-                self.containers.send(effect.container, wire.Recall(effect.deliveries))
+                self.containers.recall(effect)
             case effects.Interrupt():
                 self.containers.send(effect.container, wire.Interrupt(effect.deliveries))
             case effects.StartContainer():

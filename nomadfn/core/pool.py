@@ -42,12 +42,16 @@ STUCK_S = 0.02
 """A container that gave no output for this long (or `STUCK_RUNS` of its usual run times, if that is more), though it
 has work ahead, is asked for it back."""
 STUCK_RUNS = 3
+RECALL_AGAIN_S = 0.25
+"""The answer to a recall may be lost with a connection."""
 MAX_LOSSES = 8
 START_TRIES = 3
 START_BACKOFF_MAX_S = 30.0
 STOP_GRACE_S = 5.0
 DEADLINE_TEXT = "its deadline passed before it was started"
 _WEIGHT = 0.3
+_STEP_S = 0.001
+"""A usual run time at most doubles, and this, with one frame: one long input among many short ones says little."""
 
 
 def enqueue(function: Function, now: float, call: Call, inputs: Sequence[Input]) -> None:
@@ -242,7 +246,7 @@ def take_outputs(
     if done:
         mean_s = run_ns / 1e9 / done
         old = function.mean_run_s
-        function.mean_run_s = mean_s if old is None else old + _WEIGHT * (mean_s - old)
+        function.mean_run_s = mean_s if old is None else old + _WEIGHT * (min(mean_s, 2 * old + _STEP_S) - old)
         function.failures = 0
     for delivery, status, payload in zip(deliveries, statuses, payloads, strict=True):
         one = held.pop(delivery, None)
@@ -291,7 +295,7 @@ def retry_later(state: State, now: float, function: Function, one: Input) -> Non
 
 def give_back(state: State, now: float, container: Container, deliveries: list[int]) -> None:
     """The answer to a recall: these were not started and come first again."""
-    container.recalling = False
+    container.recalled = -math.inf
     inputs = [container.held.pop(d) for d in deliveries if d in container.held]
     if container.counts_slots:
         _release(container, now, deliveries)

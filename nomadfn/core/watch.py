@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import retries
 from .effects import Interrupt, Recall
 from .model import RUNNING, STARTING, Container, Function, Input
-from .pool import retry_later, start_failed, stop, stuck_after_s
+from .pool import RECALL_AGAIN_S, retry_later, start_failed, stop, stuck_after_s
 from .state import State, fail
 
 INTERRUPTED_S = 5.0
@@ -30,10 +30,10 @@ def watch(state: State, now: float, container: Container) -> None:
 
 
 def _recall(state: State, now: float, container: Container) -> None:
-    if container.used <= container.slots or container.recalling or container.batches:
+    if container.used <= container.slots or container.batches:
         return
-    if now >= container.progress + stuck_after_s(container.function):
-        container.recalling = True
+    if now >= max(container.progress + stuck_after_s(container.function), container.recalled + RECALL_AGAIN_S):
+        container.recalled = now
         ahead = list(container.queued) if container.counts_slots else list(container.held)[container.slots :]
         state.effects.append(Recall(container.id, [delivery for delivery in ahead if delivery in container.held]))
 

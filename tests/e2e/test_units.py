@@ -84,28 +84,28 @@ def lines(world: World, program: str, entrypoint: str) -> list[str]:
 
 
 def test_coroutines_run_side_by_side_in_one_container(world: World) -> None:
-    world.write("concurrent.py", CONCURRENT)
-    assert lines(world, "concurrent.py", "tasks") == ["True", "1 10"]
+    world.write("several.py", CONCURRENT)
+    assert lines(world, "several.py", "tasks") == ["True", "1 10"]
 
 
 def test_plain_functions_run_in_threads_of_one_container(world: World) -> None:
-    world.write("concurrent.py", CONCURRENT)
-    assert lines(world, "concurrent.py", "threads") == ["True False", "10"]
+    world.write("several.py", CONCURRENT)
+    assert lines(world, "several.py", "threads") == ["True False", "10"]
 
 
 def test_one_of_several_that_raises_fails_alone(world: World) -> None:
-    world.write("concurrent.py", CONCURRENT)
-    assert lines(world, "concurrent.py", "errors") == ["['no 0', '1', '2', 'no 3', '4', '5', 'no 6', '7', '8']"]
+    world.write("several.py", CONCURRENT)
+    assert lines(world, "several.py", "errors") == ["['no 0', '1', '2', 'no 3', '4', '5', 'no 6', '7', '8']"]
 
 
 def test_one_of_several_that_hangs_times_out_alone(world: World) -> None:
-    world.write("concurrent.py", CONCURRENT)
-    assert lines(world, "concurrent.py", "timeouts") == ["[0, 'FunctionTimeoutError', 2, 3, 4, 5]"]
+    world.write("several.py", CONCURRENT)
+    assert lines(world, "several.py", "timeouts") == ["[0, 'FunctionTimeoutError', 2, 3, 4, 5]"]
 
 
 def test_one_of_several_can_be_cancelled(world: World) -> None:
-    world.write("concurrent.py", CONCURRENT)
-    assert lines(world, "concurrent.py", "cancels") == ["2", "InputCancellation", "3"]
+    world.write("several.py", CONCURRENT)
+    assert lines(world, "several.py", "cancels") == ["2", "InputCancellation", "3"]
 
 
 BATCHED = """

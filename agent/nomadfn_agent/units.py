@@ -24,7 +24,7 @@ from .batch import Batch
 from .code import Code
 from .outbox import Item, Outbox
 from .outcomes import Coder, Outcome
-from .wire import Bind, Deliver, DeliverBatch, Drain, Interrupt, Recall, Returned, decode_to_runner
+from .wire import Bind, Deliver, DeliverBatch, Drain, Interrupt, Returned, Withdraw, decode_to_runner
 from .wire.link import Link, LinkClosed
 
 Unit = list[Item]
@@ -45,7 +45,7 @@ class Units:
         self.slots = spec.max_inputs
         self._batched = spec.max_batch_size > 0
         self._function = function
-        self._coder = Coder(code)
+        self._code = code
         self._before_send = before_send
         self._outbox = Outbox(link, code.bind.code.digest, self.slots, self._held, rejoin)
         self._waiting: deque[Unit] = deque()
@@ -58,6 +58,10 @@ class Units:
         self._draining = False
         self._in_child = False
         os.register_at_fork(after_in_child=self._become_child)
+
+    def serve(self, messages: Sequence[bytes] = ()) -> None:
+        """Run units until the control service says `Drain`; ends the process when the link is lost for good."""
+        raise NotImplementedError
 
     def close(self) -> None:
         self._outbox.link.close()
@@ -80,7 +84,7 @@ class Units:
                     if last:
                         self._waiting.append(self._batch)
                         self._batch = []
-                case Recall(deliveries):
+                case Withdraw(deliveries):
                     self._outbox.flush()
                     self._outbox.tell(Returned(self._withdraw(frozenset(deliveries))))
                 case Interrupt(deliveries):
@@ -142,6 +146,7 @@ class Tasks(Units):
 
     def serve(self, messages: Sequence[bytes] = ()) -> None:
         """Run units until the control service says `Drain`; ends the process when the link is lost for good."""
+        self._coder = Coder(self._code)
         self._loop = loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
         self._end = loop.create_future()
@@ -285,12 +290,13 @@ class Threads(Units):
                     self._jobs.put(None)
 
     def _work(self) -> None:
+        coder, run = Coder(self._code), self._run_batch if self._batched else self._run_one
         while (unit := self._jobs.get()) is not None:
             first, started_ns = unit[0][0], time.perf_counter_ns()
             try:
-                outcomes = self._run_batch(unit) if self._batched else self._run_one(unit)
+                outcomes = run(unit, coder)
             except BaseException as error:  # an interrupt that came while the outcome was packed
-                outcomes = [self._coder.raised(error, item[4]) for item in unit]
+                outcomes = [coder.raised(error, item[4]) for item in unit]
             if self._in_child:
                 self._before_send()
                 os._exit(0)
@@ -301,21 +307,21 @@ class Threads(Units):
             self._send()
             self._fill()
 
-    def _run_one(self, unit: Unit) -> list[Outcome]:
+    def _run_one(self, unit: Unit, coder: Coder) -> list[Outcome]:
         first, call, index, data, codec = unit[0]
         context.running.set((call, index))
         try:
-            args, kwargs = self._coder.arguments(data, codec)
+            args, kwargs = coder.arguments(data, codec)
         except Exception as error:
-            return [self._coder.undecodable(error)]
+            return [coder.undecodable(error)]
         try:
             value = self._call(first, args, kwargs)
         except BaseException as error:
-            return [self._coder.raised(error, codec)]
-        return [self._coder.result(value, codec)]
+            return [coder.raised(error, codec)]
+        return [coder.result(value, codec)]
 
-    def _run_batch(self, unit: Unit) -> list[Outcome]:
-        batch = Batch(self._function, self._coder, unit)
+    def _run_batch(self, unit: Unit, coder: Coder) -> list[Outcome]:
+        batch = Batch(self._function, coder, unit)
         if not batch.arguments:
             return batch.without_call()
         try:
@@ -363,7 +369,3 @@ def make_loop(
     """The loop for a function that runs several inputs at once, or batches."""
     kind = Tasks if code.bind.spec.is_async else Threads
     return kind(link, function, code, before_send, rejoin)
-
-
-def needs_units(code: Code) -> bool:
-    return code.bind.spec.max_inputs > 1 or code.bind.spec.max_batch_size > 0
