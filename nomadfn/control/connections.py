@@ -79,7 +79,7 @@ class Connection(picows.WSListener):
         elif self.role == "agent":
             self.service.agents.on_frame(self, wire.decode_from_agent(data))
         else:
-            self.service.on_client_frame(self, wire.decode_from_client(data))
+            self.service.clients.on_frame(self, wire.decode_from_client(data))
 
     def _greet(self, first: wire.Hello | wire.Join) -> None:
         if self._deadline is not None:

@@ -65,7 +65,7 @@ def sample(service: Service) -> Figures:
     return Figures(
         epoch=state.epoch,
         capacity=service.cluster.capacity,
-        sessions=len(service.sessions),
+        sessions=len(service.clients.sessions),
         agents=service.agents.count,
         last_segment=writer.last_segment,
         lag=state.record_number - state.durable_number,

@@ -13,16 +13,15 @@ import sys
 import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from secrets import token_hex
 from typing import Any
 
 from nomadfn_agent import wire
-from nomadfn_agent.wire import payload
 
 from nomadfn import ports
 from nomadfn.control.address import Address
 from nomadfn.control.agents import Agents
 from nomadfn.control.blob_desk import BlobDesk
+from nomadfn.control.clients import LOCAL_SESSION, Clients, resolve
 from nomadfn.control.connections import Connection
 from nomadfn.control.containers import Containers
 from nomadfn.control.durable import DurableWriter, Pace
@@ -34,18 +33,15 @@ from nomadfn.control.sealing import Seal
 from nomadfn.control.sweep import sweep_blobs
 from nomadfn.control.tokens import Identity, Tokens
 from nomadfn.control.watchers import Watchers
-from nomadfn.core import calls, effects
+from nomadfn.core import effects
 from nomadfn.core.core import Core
-from nomadfn.core.model import NO_DEADLINE, Function
 from nomadfn.core.state import blob_name
-from nomadfn.exception import Error, InvalidError, ResourceExhaustedError
+from nomadfn.exception import Error
 
 TICK_RETRY_S = 0.25
 RECOVER_S = 20.0
 """How long a new leader waits for the containers of the one before: longer than the cluster keeps one that is away."""
 RECOVER_POLL_S = 0.01
-LOCAL_SESSION = "se-http"
-"""The session of calls that come over HTTP; it is always there."""
 
 
 class Service:
@@ -77,14 +73,12 @@ class Service:
         self.secrets = FunctionSecrets(secrets)
         self.operations = Operations(self)
         self.secrets.add_to(self.operations)
-        self.sessions: dict[str, Connection] = {}
+        self.clients = Clients(self)
         self.containers = Containers(self)
         self.agents = Agents(self)
         self.watchers = Watchers(self)
         self.visible_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self.gone_waiters: dict[str, list[asyncio.Future[None]]] = {}
-        self.submit_waiters: dict[str, asyncio.Future[None]] = {}
-        """Calls made over HTTP that wait to be accepted."""
         self.on_fatal = on_fatal
         self.closing = False
         self._clock_base = time.time() - time.monotonic()
@@ -131,7 +125,7 @@ class Service:
         self._end_tasks()
         await self._close_writer()
         await asyncio.to_thread(release)
-        for connection in list(self.sessions.values()):
+        for connection in list(self.clients.sessions.values()):
             connection.close("another control service leads")
         self.containers.leave("another control service leads")
         self.agents.close("another control service leads")
@@ -150,7 +144,7 @@ class Service:
         self._end_tasks()
         await self.cluster.close()
         self.agents.close("the control service ends")
-        for connection in list(self.sessions.values()):
+        for connection in list(self.clients.sessions.values()):
             connection.close(why)
         await self._close_writer()
         self.desk.close()
@@ -222,7 +216,7 @@ class Service:
     def _on_durable(self, number: int) -> None:
         self.core.durable(self.now(), number)
         for waiter in self._journal_waiters:
-            _resolve(waiter)
+            resolve(waiter)
         self._journal_waiters.clear()
         self.poke()
 
@@ -245,19 +239,6 @@ class Service:
                 waiters.remove(waiter)
             if not waiters:
                 self.visible_waiters.pop(call, None)
-
-    async def spawn(self, function: Function, arguments: bytes) -> str:
-        """A durable call with JSON arguments; returns its id once it is safe. Raises `ResourceExhaustedError`."""
-        id = f"fc-{int(self.now()):08x}{token_hex(12)}"
-        large = payload.is_large(arguments)
-        data = await self.desk.keep(arguments, function.app) if large else arguments
-        waiter: asyncio.Future[None] = self.loop.create_future()
-        self.submit_waiters[id] = waiter
-        submission = calls.Submission(id, function.id, wire.SPAWN, 0, [data], wire.JSON, [0] if large else [])
-        self.core.submit(self.now(), LOCAL_SESSION, submission)
-        self.poke()
-        await waiter
-        return id
 
     def _carry_out(self, effect: effects.Effect) -> None:
         match effect:
@@ -285,14 +266,14 @@ class Service:
                     ),
                 )
             case effects.SendResults():
-                self._send_results(effect)
+                self.clients.send_results(effect)
             case effects.Accept():
-                self._accepted(effect)
+                self.clients.accepted(effect)
             case effects.Reject():
-                self._rejected(effect)
+                self.clients.rejected(effect)
             case effects.Visible():
                 for waiter in self.visible_waiters.pop(effect.call, ()):
-                    _resolve(waiter)
+                    resolve(waiter)
             case effects.Recall():
                 self.containers.recall(effect)
             case effects.Interrupt():
@@ -310,7 +291,7 @@ class Service:
             case effects.FunctionChanged():
                 pass
 
-    # Clients
+    # Connections
 
     def identify(self, bearer: str | None) -> Identity:
         return self.tokens.identify(bearer)
@@ -322,131 +303,15 @@ class Service:
             return False
         if hello.role == "runner":
             return self.containers.welcome(connection, hello.again)
-        if connection.identity.container != hello.parent or hello.session == LOCAL_SESSION:
-            return False
-        former = self.sessions.get(hello.session)
-        if former is not None:
-            if former.identity != connection.identity:
-                return False
-            former.close()
-        self.sessions[hello.session] = connection
-        resumed = self.core.open_session(hello.session, hello.parent, hello.seen)
-        limits = self.core.state.limits
-        connection.send(
-            wire.Welcome(
-                version=wire.VERSION,
-                epoch=self.core.state.epoch,
-                resumed=resumed,
-                blobs=self.blobs.folder,
-                http_url=self.address.http_url,
-                map_window=limits.map_in_flight,
-                max_payload_bytes=limits.payload_bytes,
-                max_function_bytes=limits.function_bytes,
-                target=self.address.target,
-                blobs_mark=self.blobs.mark,
-            )
-        )
-        self.poke()
-        return True
-
-    def on_client_frame(self, connection: Connection, frame: wire.ClientFrame) -> None:
-        match frame:
-            case wire.Submit():
-                self._submit(connection, frame)
-            case wire.Ack():
-                self.core.acknowledge(connection.id, frame.number)
-            case wire.Request():
-                self.keep(self._answer(connection, frame))
-            case wire.Hello():
-                connection.close()
-
-    def _submit(self, connection: Connection, frame: wire.Submit) -> None:
-        now = self.now()
-        try:
-            connection.identity.require_app(frame.function.partition("/")[0])
-            self.core.submit(
-                now,
-                connection.id,
-                calls.Submission(
-                    frame.call,
-                    frame.function,
-                    frame.kind,
-                    frame.first,
-                    frame.payloads,
-                    frame.codec,
-                    frame.refs,
-                    frame.priority,
-                    NO_DEADLINE if frame.deadline_s is None else now + frame.deadline_s,
-                ),
-            )
-        except Error as error:
-            name = type(error).__name__
-            connection.send(wire.Rejected(frame.call, frame.first, len(frame.payloads), name, str(error)))
-        self.poke()
-
-    async def _answer(self, connection: Connection, request: wire.Request) -> None:
-        try:
-            body = await self.operations.perform(request.operation, request.body, connection.identity, connection.id)
-            reply = wire.Reply(request.id, body)
-        except Error as error:
-            reply = wire.Reply(request.id, None, type(error).__name__, str(error))
-        except (KeyError, TypeError, ValueError) as error:
-            reply = wire.Reply(
-                request.id, None, "InvalidError", f"{request.operation}: the request is wrong: {error!r}"
-            )
-        except Exception as error:
-            self.log(f"{request.operation} failed: {error!r}")
-            reply = wire.Reply(request.id, None, "InternalError", f"{request.operation} failed: {error!r}")
-        connection.send(reply)
-
-    def _send_results(self, effect: effects.SendResults) -> None:
-        connection = self.sessions.get(effect.session)
-        if connection is not None:
-            connection.send(
-                wire.Results(effect.number, effect.call, effect.indexes, effect.statuses, effect.payloads, effect.codec)
-            )
-
-    def _accepted(self, effect: effects.Accept) -> None:
-        if effect.session == LOCAL_SESSION:
-            _resolve(self.submit_waiters.pop(effect.call, None))
-        elif (connection := self.sessions.get(effect.session)) is not None:
-            connection.send(wire.Accepted(effect.call, effect.first, effect.count))
-
-    def _rejected(self, effect: effects.Reject) -> None:
-        if effect.session == LOCAL_SESSION:
-            waiter = self.submit_waiters.pop(effect.call, None)
-            if waiter is not None and not waiter.done():
-                waiter.set_exception(_error_of(effect))
-        elif (connection := self.sessions.get(effect.session)) is not None:
-            connection.send(
-                wire.Rejected(
-                    effect.call,
-                    effect.first,
-                    effect.count,
-                    effect.error,
-                    effect.message,
-                    effect.retry_after_s,
-                    effect.limit,
-                    effect.value,
-                    effect.maximum,
-                )
-            )
+        return self.clients.welcome(connection, hello)
 
     def on_disconnect(self, connection: Connection) -> None:
         if connection.role == "runner":
             self.containers.on_disconnect(connection)
         elif connection.role == "agent":
             self.agents.on_disconnect(connection)
-        elif self.sessions.get(connection.id) is connection:
-            del self.sessions[connection.id]
-            self.watchers.drop_session(connection.id)
-            self.core.detach_session(self.now(), connection.id)
-            if connection.identity.container:
-                # A client inside a container that is gone does not come back.
-                container = self.core.container(connection.identity.container)
-                if container is None:
-                    self.core.end_session(self.now(), connection.id)
-            self.poke()
+        else:
+            self.clients.on_disconnect(connection)
 
     # The rest
 
@@ -458,7 +323,7 @@ class Service:
         self.watchers.drop_app(app)
         self.containers.forget_app(app)
         for waiter in self.gone_waiters.pop(app, ()):
-            _resolve(waiter)
+            resolve(waiter)
         self.logs.end(app)
         self._in_background(asyncio.to_thread(self.operations.forget_app, app), "the app was not forgotten")
 
@@ -501,23 +366,3 @@ class Service:
         async with contextlib.aclosing(self.logs.follow(id, tail)) as lines:
             async for line in lines:
                 yield self.operations.log_line(line)
-
-
-def _resolve(waiter: asyncio.Future[None] | None) -> None:
-    if waiter is not None and not waiter.done():
-        waiter.set_result(None)
-
-
-def _error_of(effect: effects.Reject) -> Exception:
-    from nomadfn import exception
-
-    if effect.error == "ResourceExhaustedError":
-        return ResourceExhaustedError(
-            effect.message,
-            limit=effect.limit,
-            value=effect.value,
-            maximum=effect.maximum,
-            retry_after_s=effect.retry_after_s,
-        )
-    kind = getattr(exception, effect.error, exception.InternalError)
-    return kind(effect.message) if issubclass(kind, Exception) else InvalidError(effect.message)

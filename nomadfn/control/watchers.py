@@ -49,7 +49,7 @@ class Watchers:
     def publish(self, line: wire.Log) -> None:
         self._service.logs.add(line)
         for session, (wants_logs, _) in self._apps.get(line.app, {}).items():
-            connection = self._service.sessions.get(session)
+            connection = self._service.clients.sessions.get(session)
             if connection is None or not wants_logs:
                 continue
             if connection.backlog_bytes > LOG_BACKLOG_BYTES:
@@ -78,7 +78,7 @@ class Watchers:
                     continue
                 self._figures[function.id] = figures
                 for session, (_, wants_figures) in watchers.items():
-                    if wants_figures and (connection := self._service.sessions.get(session)) is not None:
+                    if wants_figures and (connection := self._service.clients.sessions.get(session)) is not None:
                         connection.send(figures)
 
     def _notice_blocked(self, now: float, function: Function) -> None:
