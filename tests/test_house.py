@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,12 @@ def test_an_import_loads_nothing_that_it_does_not_need(program: str, unwanted: s
     done = subprocess.run([sys.executable, "-c", tell + program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stderr.splitlines()[-1])) & unwanted == set()
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """pytest imports them side by side, and refuses the second one."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name not in ("conftest.py", "__init__.py")]
+    assert [name for name, count in Counter(names).items() if count > 1] == []
 
 
 def test_the_wheel_holds_the_three_packages_whole(tmp_path: Path) -> None:

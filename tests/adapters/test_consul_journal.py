@@ -518,7 +518,7 @@ def test_an_append_that_waits_ends_with_its_patience_or_when_the_journal_is_clos
     delayed = threading.Event()
     journal = ConsulJournal(impatient, lease.hold, on_delay=lambda text: delayed.set())
     own_consul.kill()
-    with pytest.raises(JournalError, match=r"did not answer .*Connection refused.*Check that it runs"):
+    with pytest.raises(JournalError, match=r"did not answer .*Connection refused.*check that it runs"):
         short.append(b"lost")
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(journal.append, b"lost")

@@ -50,10 +50,10 @@ def packed(module: ModuleType) -> list[str]:
 
 
 def is_of_the_tests(place: str) -> bool:
-    """Whether it travels only because this process has imported it: the tests' own modules."""
+    """Whether it travels only because this process has imported it: modules of the tests and what they test."""
     top = sys.modules.get(place.partition("/")[0].removesuffix(".py"))
     file = getattr(top, "__file__", None)
-    return file is not None and Path(file).is_relative_to(Path(__file__).parents[1])
+    return file is not None and Path(file).is_relative_to(Path(__file__).parents[2])
 
 
 def test_the_file_its_siblings_and_packages_travel_and_what_is_hidden_or_built_does_not(tmp_path: Path) -> None:
