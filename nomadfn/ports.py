@@ -222,6 +222,22 @@ class ContainerOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class ContainerWithdrawn:
+    """The answer to `recall`: of the deliveries up to `up_to` those beyond `after` will not run in this container.
+
+    The columns are outputs that the container had finished and not sent; it may send them again itself.
+    """
+
+    container: str
+    after: int
+    up_to: int
+    deliveries: list[int]
+    statuses: list[int]
+    payloads: list[bytes]
+    run_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerLeaving:
     """The cluster is about to end the container (its node is drained): it shall get no more inputs."""
 
@@ -258,6 +274,7 @@ ClusterEvent = (
     ContainerStarted
     | ContainerEnded
     | ContainerOutput
+    | ContainerWithdrawn
     | ContainerLeaving
     | ContainerFound
     | PlacementBlocked
@@ -284,6 +301,13 @@ class Cluster(Protocol):
 
     def stop(self, container: str, grace_s: float) -> None:
         """Ask the container to end, and make it after `grace_s`; 0 is at once."""
+        ...
+
+    def recall(self, container: str, up_to: int) -> None:
+        """Take back what the container has not started, up to this delivery: `ContainerWithdrawn` says what that is.
+
+        That may never come (the container's supervisor is away for a moment): ask again.
+        """
         ...
 
     def note(self, function: str, reason: str) -> None:

@@ -18,7 +18,6 @@ job of the control service, NOMADFN_PROFILE_JSON holds the profile's table.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -136,6 +135,8 @@ def _read(name: str, source: str, table: Any) -> Profile:
             tables[key] = value
             continue
         if key not in _CHECKS:
+            import difflib  # Only who has mistyped needs it.
+
             close = difflib.get_close_matches(key, [*_CHECKS, *TABLES], n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join([*_CHECKS, *TABLES])}"
             raise InvalidError(f"{source}: a profile has no setting {key}; {hint}")

@@ -13,18 +13,25 @@ from typing import Any, Protocol
 from . import context
 from .code import Code
 from .wire import DURABLE, EXCEPTION, FAILURE, INLINE_PAYLOAD_BYTES, OK, PICKLE, REF
+from .wire.bulk import Dumper, load_large_arguments, size_of
 from .wire.payload import (
     Failure,
     Unpicklable,
     decode_ref,
-    dump_result,
+    dump_json,
+    dumps,
     encode,
     load_arguments,
+    loads,
     over_limit,
     safe_str,
+    split_arguments,
 )
 
 MAX_PAYLOAD_BYTES = 1 << 30
+CODEC_MASK = REF - 1
+NOTHING = OK, dumps(None)
+"""What a function gives that returns nothing."""
 
 
 class Executor(Protocol):
@@ -49,8 +56,10 @@ class SyncExecutor:
         self._blobs = code.blobs
         self._max_payload_bytes = int(os.environ.get("NOMADFN_MAX_PAYLOAD_BYTES", MAX_PAYLOAD_BYTES))
         self._set_input = context.running.set
-        self._durable = False
-        """Whether the result of what runs is kept for days."""
+        self._dump = Dumper().dump
+        self._call = function
+        self._codec = PICKLE
+        """Of the arguments of what runs."""
         self._running = 0
         self._interrupted = 0
         self._main_thread = threading.get_ident()
@@ -59,8 +68,20 @@ class SyncExecutor:
     def run(self, delivery: int, call: str, index: int, data: bytes, codec: int) -> tuple[int, bytes]:
         try:
             self._running = delivery
+            self._codec = codec
             self._set_input((call, index))
-            outcome = self._run(data, codec)
+            try:
+                args, kwargs = self._load(data) if codec else split_arguments(loads(data))
+            except Exception as error:
+                outcome = self._undecodable(error)
+            else:
+                try:
+                    value = self._call(*args, **kwargs)
+                except BaseException as error:
+                    outcome = self._raised(error)
+                else:
+                    del args, kwargs
+                    outcome = NOTHING if value is None and not codec else self._pack(value)
             self._running = 0
         except BaseException as error:
             # Only an interrupt that came while an outcome was being packed gets here.
@@ -82,43 +103,34 @@ class SyncExecutor:
         if interrupted and interrupted == self._running:
             raise context.cancellation_type()("the input was cancelled")
 
-    def _run(self, data: bytes, codec: int) -> tuple[int, bytes]:
-        try:
-            if codec >= REF:
-                self._durable = bool(codec & DURABLE)
-                if codec & REF:
-                    data = self._blobs.read(decode_ref(data))
-                codec &= ~(REF | DURABLE)
-            else:
-                self._durable = False
-            args, kwargs = load_arguments(data, codec)
-        except Exception as error:
-            return self._undecodable(error)
-        del data
-        try:
-            value = self._call(args, kwargs)
-        except BaseException as error:
-            return self._raised(error)
-        del args, kwargs
-        try:
-            payload = dump_result(value, codec)
-        except Exception as error:
-            return self._unpicklable(value, codec, error)
-        return (OK, payload) if len(payload) <= INLINE_PAYLOAD_BYTES else self._store(OK, payload)
+    def _load(self, data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        codec = self._codec & CODEC_MASK
+        if not self._codec & REF:
+            return load_arguments(data, codec)
+        return load_large_arguments(self._blobs, decode_ref(data), codec)
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self._function(*args, **kwargs)
+    def _pack(self, value: Any) -> tuple[int, bytes]:
+        try:
+            pieces = self._dump(value) if self._codec & CODEC_MASK == PICKLE else [dump_json(value)]
+        except Exception as error:
+            return self._unpicklable(value, error)
+        if len(pieces) == 1 and len(pieces[0]) <= INLINE_PAYLOAD_BYTES:
+            return OK, pieces[0]
+        return self._store(OK, pieces)
 
-    def _store(self, status: int, payload: bytes) -> tuple[int, bytes]:
+    def _store(self, status: int, pieces: list[bytes]) -> tuple[int, bytes]:
         """A large payload as a blob, its reference in its place."""
-        if len(payload) > self._max_payload_bytes:
+        size = size_of(pieces)
+        if size <= INLINE_PAYLOAD_BYTES:
+            return status, b"".join(pieces)
+        if size > self._max_payload_bytes:
             return _failure(
                 "RequestSizeError",
-                f"the result of {self._name} has {len(payload):,} bytes, "
+                f"the result of {self._name} has {size:,} bytes, "
                 f"{over_limit(self._max_payload_bytes)}, or store it elsewhere and return where it is",
             )
         try:
-            ref = self._blobs.write(payload, self._code.bind.app, sync=self._durable)
+            ref = self._blobs.write_pieces(pieces, size, self._code.bind.app, durable=bool(self._codec & DURABLE))
         except OSError as error:
             return _failure("InternalError", f"the result of {self._name} could not be stored: {error}")
         return status | REF, encode(ref)
@@ -126,8 +138,7 @@ class SyncExecutor:
     def _raised(self, error: BaseException) -> tuple[int, bytes]:
         if isinstance(error, (context.cancellation_type(), context.InputCancellation)):
             return _failure("InputCancellation", f"the input was cancelled while {self._name} ran")
-        payload = encode(self._code.describe(error))
-        return (EXCEPTION, payload) if len(payload) <= INLINE_PAYLOAD_BYTES else self._store(EXCEPTION, payload)
+        return self._store(EXCEPTION, [encode(self._code.describe(error))])
 
     def _undecodable(self, error: Exception) -> tuple[int, bytes]:
         return _failure(
@@ -136,9 +147,9 @@ class SyncExecutor:
             f"{type(error).__name__}: {safe_str(error)}",
         )
 
-    def _unpicklable(self, value: Any, codec: int, error: Exception) -> tuple[int, bytes]:
+    def _unpicklable(self, value: Any, error: Exception) -> tuple[int, bytes]:
         why = str(error) if isinstance(error, Unpicklable) else f"{type(error).__name__}: {safe_str(error)}"
-        form = "pickled" if codec == PICKLE else "made into JSON"
+        form = "pickled" if self._codec & CODEC_MASK == PICKLE else "made into JSON"
         return _failure(
             "SerializationError",
             f"the result of {self._name}, of type {type(value).__name__}, could not be {form}: {why}",
@@ -155,6 +166,7 @@ class AsyncExecutor(SyncExecutor):
         self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
         self._task: asyncio.Future[Any] | None = None
+        self._call = self._run_task
 
     def interrupt(self, delivery: int) -> None:
         if self._running == delivery:
@@ -165,7 +177,7 @@ class AsyncExecutor(SyncExecutor):
         if self._running == delivery and self._task is not None:
             self._task.cancel()
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_task(self, *args: Any, **kwargs: Any) -> Any:
         self._task = task = asyncio.ensure_future(self._function(*args, **kwargs), loop=self._loop)
         try:
             return self._loop.run_until_complete(task)

@@ -2,15 +2,18 @@
 
 User code runs on the main thread, and while there is none to run that thread also reads the link, so that
 an input meets no change of thread. When one input runs for longer than WATCH_S, a second thread takes the
-reading over: recalls, interrupts and inputs to come are then dealt with beside the running function. The
-right to read is a lock; `_current` (the delivery that runs, or 0) and `_watched` (the second thread reads)
+reading over: interrupts and inputs to come are then dealt with beside the running function. The
+right to read is a lock; `_current` (the input that runs, or None) and `_watched` (the second thread reads)
 are each written by one thread before it looks at the other's, so that one of the two always sees the other.
 
 On a cluster a lost link is not the end: `rejoin` gives one to the next leader, which is told by `Attach` what is
 held here, and given again what was finished in the last KEEP_S seconds of the leader before and since: it may have
 lost that.
 
-The queue needs no lock: the main thread takes from its left, a recall empties it from its right and puts
+An input is claimed before it starts (`claims`). One that the supervisor has withdrawn by then is passed over, and
+named in a `Returned`, in case that what the supervisor said of it was lost on its way.
+
+The queue needs no lock: the main thread takes from its left, an interrupt empties it from its right and puts
 back what stays, and each of these steps is atomic.
 """
 
@@ -27,16 +30,15 @@ from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import NoReturn
 
+from .claims import Claims
 from .wire import (
-    MAX_FRAME_BYTES,
-    MAX_INPUTS_PER_FRAME,
+    REF,
     Attach,
     Bind,
     Deliver,
     Drain,
     Interrupt,
     Outputs,
-    Recall,
     Returned,
     decode_to_runner,
     encode,
@@ -48,7 +50,8 @@ WATCH_S = 0.005
 QUIET_ROUNDS = 20
 """After so many WATCH_S without an input the watcher sleeps until the next one."""
 FLUSH_NS = 1_000_000
-"""The longest that an output waits for others while more inputs run."""
+"""The longest that an output waits for others while more inputs run. One with a blob waits for none: who gets it twice
+takes the second for one that nobody needs."""
 KEEP_S = 5.0
 """What was sent is kept for the next leader, until this one is heard so much later: while it is silent, all of it."""
 KEEP_BYTES = 16 * 1024 * 1024
@@ -70,6 +73,7 @@ class Loop:
     def __init__(
         self,
         link: Link,
+        claims: Claims,
         run: Run,
         interrupt: Callable[[int], None],
         before_send: Callable[[], None],
@@ -77,6 +81,7 @@ class Loop:
         code: str = "",
     ) -> None:
         self._link = link
+        self._claims = claims
         self._rejoin = rejoin
         self._code = code
         self._relinking = threading.Lock()
@@ -85,17 +90,15 @@ class Loop:
         self._sent_bytes = 0
         self._heard = time.monotonic()
         """When something came from the leader."""
-        self._item: Item | None = None
-        """The input that runs."""
         self._run = run
         self._interrupt = interrupt
         self._before_send = before_send
         self._queue: deque[Item] = deque()
         self._done: list[Done] = []
-        self._done_bytes = 0
+        self._passed_over: list[int] = []
         self._draining = False
         self._in_child = False
-        self._current = 0
+        self._current: Item | None = None
         self._reading = threading.Lock()
         self._sending = threading.Lock()
         self._watched = False
@@ -133,39 +136,54 @@ class Loop:
 
     def _run_queue(self) -> None:
         """Run what is queued, in order, and send the outputs: now and then on the way, all at the end."""
-        take, run, done, clock = self._queue.popleft, self._run, self._done, time.perf_counter_ns
+        queue, run, done, clock = self._queue, self._run, self._done, time.perf_counter_ns
+        take, claim, put = queue.popleft, self._claims.claim, self._claims.put
         first_ns = start_ns = clock()
-        while self._queue:
+        while queue:
             try:
                 item = take()
-            except IndexError:  # A recall on the other thread has just emptied the queue.
+            except IndexError:  # An interrupt on the other thread has just emptied the queue.
                 break
-            self._item = item
-            self._current = item[0]
+            delivery = item[0]
+            if not claim(delivery):
+                self._passed_over.append(delivery)
+                continue
+            self._current = item
             if self._parked:
                 self._parked = False
                 self._unpark.set()
             status, payload = run(*item)
-            self._current = 0
+            self._current = None
             if self._in_child:
                 self._before_send()
                 os._exit(0)
             end_ns = clock()
-            done.append((item, status, payload, end_ns - start_ns))
-            self._item = None
-            self._done_bytes += len(payload)
+            took_ns = end_ns - start_ns
+            done.append((item, status, payload, took_ns))
             start_ns = end_ns
-            if (
-                end_ns - first_ns >= FLUSH_NS
-                or len(done) >= MAX_INPUTS_PER_FRAME
-                or self._done_bytes >= MAX_FRAME_BYTES
-            ):
-                self._before_send()
-                self._flush()
+            late = end_ns - first_ns >= FLUSH_NS or status >= REF
+            if late or not queue or not put(delivery, status, payload, took_ns):
+                self._send_done()
                 self._glance()
                 first_ns = start_ns = clock()
+        self._send_done()
+
+    def _send_done(self) -> None:
+        """Send what is there. Only for the main thread."""
         self._before_send()
         self._flush()
+        self._claims.clear()
+        if self._passed_over:
+            returned, self._passed_over = self._passed_over, []
+            self._tell(Returned(returned))
+
+    def _tell(self, frame: Returned) -> None:
+        """Send what no next leader has to know."""
+        link = self._link
+        try:
+            link.send(encode(frame))
+        except LinkClosed as error:
+            self._join_next(link, error)
 
     def _flush(self) -> None:
         """Send the outputs that are there. Any thread may."""
@@ -176,7 +194,6 @@ class Loop:
             if self._rejoin is not None:
                 self._keep(batch)
             del self._done[: len(batch)]
-            self._done_bytes = 0
             link = self._link
             try:
                 link.send(_outputs(batch))
@@ -213,8 +230,9 @@ class Loop:
     def _attach(self, link: Link) -> None:
         """Say what is held and what was finished a moment ago. While this sends, nothing else does."""
         sent = [one for at, _, batch in self._sent for one in batch if at > self._heard - KEEP_S]
-        running = self._item
-        held = {item[0]: item for item in (*(one[0] for one in (*sent, *self._done)), *list(self._queue))}
+        running = self._current
+        queued = [item for item in list(self._queue) if not self._claims.is_withdrawn(item[0])]
+        held = {item[0]: item for item in (*(one[0] for one in (*sent, *self._done)), *queued)}
         if running is not None:
             held[running[0]] = running
         items = list(held.values())
@@ -237,16 +255,13 @@ class Loop:
                 case Deliver(call, deliveries, indexes, payloads, codecs):
                     each = codecs if len(codecs) == len(deliveries) else repeat(codecs[0])
                     self._queue.extend(zip(deliveries, repeat(call), indexes, payloads, each, strict=False))
-                case Recall(deliveries):
-                    self._flush()
-                    self._link.send(encode(Returned(self._withdraw(frozenset(deliveries)))))
                 case Interrupt(deliveries):
                     withdrawn = self._withdraw(frozenset(deliveries))
                     if withdrawn:
-                        self._link.send(encode(Returned(withdrawn)))
+                        self._tell(Returned(withdrawn))
                     running = self._current
-                    if running in deliveries:
-                        self._interrupt(running)
+                    if running is not None and running[0] in deliveries:
+                        self._interrupt(running[0])
                 case Drain():
                     self._draining = True
                 case Bind():
@@ -273,7 +288,7 @@ class Loop:
         try:
             while True:
                 self._parked = True
-                if not self._current:
+                if self._current is None:
                     self._unpark.wait()
                 self._unpark.clear()
                 self._parked = False
@@ -281,20 +296,20 @@ class Loop:
                 while quiet < QUIET_ROUNDS:
                     seen = self._current
                     time.sleep(WATCH_S)
-                    if not seen:
+                    if seen is None:
                         quiet += 1
-                    elif seen == self._current:
+                    elif seen is self._current:
                         self._read_beside(seen)
                         quiet = 0
         except BaseException:
             traceback.print_exc()
             os._exit(70)
 
-    def _read_beside(self, seen: int) -> None:
+    def _read_beside(self, seen: Item) -> None:
         """Read the link until the main thread wants it back."""
         with self._reading:
             self._watched = True
-            if self._current == seen:
+            if self._current is seen:
                 self._flush()
                 link, poll = self._link, self._poll()
                 while not any(ready == self._wake_read for ready, _ in poll.poll()):

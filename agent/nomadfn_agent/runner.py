@@ -6,6 +6,7 @@ import os
 import sys
 import time
 
+from .claims import Claims
 from .code import Code
 from .context import control_urls
 from .execute import flush_streams, make_executor
@@ -24,7 +25,7 @@ NOT_LOADED = 2
 """Exit code of a runner whose function could not be loaded; LINK_LOST is the other one of ours."""
 
 
-def main() -> int:
+def main(claims: Claims) -> int:
     """Run the container that the environment describes, until it has drained. Returns its exit code.
 
     NOMADFN_DATA_URL and NOMADFN_TOKEN say where to join, NOMADFN_CONTAINER_ID who this is.
@@ -45,7 +46,7 @@ def main() -> int:
         link.close()
         return NOT_LOADED
     rejoin = _Rejoin(code, os.environ["NOMADFN_DATA_URL"]) if control_urls() else None
-    loop = Loop(link, executor.run, executor.interrupt, flush_streams, rejoin, bind.code.digest)
+    loop = Loop(link, claims, executor.run, executor.interrupt, flush_streams, rejoin, bind.code.digest)
     link.send(encode(Ready(slots=1)))
     loop.serve(rest)
     loop.close()

@@ -19,13 +19,28 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from . import runner
 from .channel import Channel, Framing, LengthFraming
 from .child import adopt_orphans, run_container
+from .claims import Claims
 from .output import Pipe, Tail
-from .wire import Ended, Leaving, Log, Start, Started, Stop, ToSupervisorFrame, decode_to_supervisor, encode
+from .wire import (
+    Ended,
+    Leaving,
+    Log,
+    Recall,
+    Start,
+    Started,
+    Stop,
+    SupervisorFrame,
+    ToSupervisorFrame,
+    Withdrawn,
+    decode_to_supervisor,
+    encode,
+)
 
 HIGH_BYTES = 1024 * 1024
 LOW_BYTES = 256 * 1024
@@ -48,10 +63,11 @@ HELD_SIGNALS = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 class Container:
     """One container that runs: its process, what it writes, and when it is to be killed."""
 
-    def __init__(self, name: str, pid: int, pipes: list[Pipe]) -> None:
+    def __init__(self, name: str, pid: int, pipes: list[Pipe], claims: Claims) -> None:
         self.name = name
         self.pid = pid
         self.pipes = pipes
+        self.claims = claims
         self.tail = Tail()
         self.kill_at: float | None = None
 
@@ -117,6 +133,8 @@ class Supervisor:
                 self._start(container, env)
             case Stop(container, grace_s):
                 self._stop(container, grace_s)
+            case Recall(container, up_to):
+                self._recall(container, up_to)
 
     def _on_lost(self, error: OSError) -> None:
         """Nothing more comes from the control service; it may still listen."""
@@ -131,6 +149,7 @@ class Supervisor:
         if name in self._pids:
             return
         parent = os.getpid()
+        claims = Claims()
         handles: list[int] = []
         try:
             handles += os.pipe()
@@ -148,12 +167,14 @@ class Supervisor:
         if not pid:
             self._selector.close()
             self._channel.close()
-            run_container(runner.main, env, (out_write, err_write), parent)
+            for other in self._containers.values():
+                other.claims.close()
+            run_container(partial(runner.main, claims), env, (out_write, err_write), parent)
         os.setpgid(pid, pid)  # The child does so too: whoever comes first, a signal to the group finds it.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
         os.close(out_write)
         os.close(err_write)
-        container = Container(name, pid, [Pipe(out_read, 1), Pipe(err_read, 2)])
+        container = Container(name, pid, [Pipe(out_read, 1), Pipe(err_read, 2)], claims)
         self._containers[pid] = container
         self._pids[name] = pid
         self._send(Started(name, pid))
@@ -168,6 +189,12 @@ class Supervisor:
         if grace_s > 0:
             kill_at = time.monotonic() + grace_s
             container.kill_at = kill_at if container.kill_at is None else min(kill_at, container.kill_at)
+
+    def _recall(self, name: str, up_to: int) -> None:
+        """Withdraw what the runner has not claimed. In the midst of a claim it is left to the next recall."""
+        container = self._containers.get(self._pids.get(name, 0))
+        if container is not None and (found := container.claims.withdraw(up_to)) is not None:
+            self._send(Withdrawn(name, *found))
 
     def _next_due_s(self) -> float | None:
         """How long the loop may wait for events."""
@@ -222,6 +249,7 @@ class Supervisor:
                     break
             self._log(container, pipe, pipe.close())
         self._send(Ended(container.name, exit_code, container.tail.lines()))
+        container.claims.close()
 
     def _kill_orphans(self) -> None:
         """Kill adopted processes whose container is gone; a daemon of a living container stays."""
@@ -255,7 +283,7 @@ class Supervisor:
             container.tail.add(text)
             self._send(Log(container.name, pipe.stream, text))
 
-    def _send(self, frame: Started | Ended | Log | Leaving) -> None:
+    def _send(self, frame: SupervisorFrame | Leaving) -> None:
         self._channel.put(encode(frame))
         if len(self._channel.waiting) == 1:
             self._write()

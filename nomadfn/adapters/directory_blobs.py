@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from functools import cached_property
 
 from nomadfn_agent.wire.payload import TEMPORARY_PREFIX, blob_path, is_blob_name, whole_file
+from nomadfn_agent.wire.store import MEMORY
 
 from nomadfn import ports
 from nomadfn.exception import ServiceError
@@ -18,6 +21,32 @@ TEMPORARY_AGE_S = 3600.0
 """A temporary file that was not written to for so long belongs to a process that is gone."""
 MARK_PREFIX = ".control-"
 PART_BYTES = 1 << 20
+
+
+def link_memory(folder: str, memory: str = "/dev/shm") -> None:
+    """Have a part of a blob folder in memory (`wire.store`), where there is such a file system.
+
+    What an earlier service has left there stays: its clients may come back for it.
+    """
+    link = os.path.join(folder, MEMORY)
+    with contextlib.suppress(OSError):  # It lies on the disk instead, as everything else.
+        if os.path.isdir(link) and os.stat(link).st_uid == os.getuid():
+            return
+        if os.path.islink(link):  # The machine was started anew.
+            os.unlink(link)
+        os.symlink(tempfile.mkdtemp(prefix="nomadfn-", dir=memory), link)
+
+
+def unlink_memory(folder: str, *, with_content: bool) -> None:
+    """Remove it at the end of a service, if it is empty or else `with_content`."""
+    link = os.path.join(folder, MEMORY)
+    with contextlib.suppress(OSError):
+        target = os.readlink(link)
+        if with_content:
+            shutil.rmtree(target)
+        else:
+            os.rmdir(target)
+        os.unlink(link)
 
 
 class DirectoryBlobs:

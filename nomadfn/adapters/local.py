@@ -17,13 +17,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import cast
 
+import msgspec
 from nomadfn_agent.wire import (
     STREAM_HEADER,
     Ended,
     Log,
+    Recall,
     Start,
     Started,
     Stop,
+    SupervisorFrame,
+    Withdrawn,
     decode_from_supervisor,
     encode_for_stream,
 )
@@ -34,6 +38,7 @@ from nomadfn.ports import (
     ContainerEnded,
     ContainerOutput,
     ContainerStarted,
+    ContainerWithdrawn,
     Placement,
 )
 
@@ -129,6 +134,10 @@ class LocalCluster:
             self._stopping.add(container)
             self._send(Stop(container, grace_s))
 
+    def recall(self, container: str, up_to: int) -> None:
+        if container in self._containers:
+            self._send(Recall(container, up_to))
+
     def note(self, function: str, reason: str) -> None:
         """Nobody looks at it from outside."""
 
@@ -171,13 +180,13 @@ class LocalCluster:
             connection.send(data)
         self._waiting.clear()
 
-    def _send(self, frame: Start | Stop) -> None:
+    def _send(self, frame: Start | Stop | Recall) -> None:
         if self._connection is not None:
             self._connection.send(encode_for_stream(frame))
         else:
             self._waiting.append(encode_for_stream(frame))
 
-    def _on_frame(self, frame: Started | Ended | Log) -> None:
+    def _on_frame(self, frame: SupervisorFrame) -> None:
         match frame:
             case Started(container, pid):
                 self._containers[container] = pid
@@ -189,6 +198,8 @@ class LocalCluster:
                 self._listener(ContainerEnded(container, "stopped" if stopped else describe_exit(exit_code), tail))
             case Log(container, stream, text):
                 self._listener(ContainerOutput(container, stream, text))
+            case Withdrawn():
+                self._listener(ContainerWithdrawn(*msgspec.structs.astuple(frame)))
 
     def _on_parent_gone(self, connection: _Connection) -> None:
         if not self._closing and self._connection is connection:
@@ -227,7 +238,7 @@ class LocalCluster:
 class _Connection(asyncio.Protocol):
     """Frames behind their length, over the socket to a warm parent. `ended` is done when it is gone."""
 
-    def __init__(self, on_frame: Callable[[Started | Ended | Log], None], ended: asyncio.Future[None]) -> None:
+    def __init__(self, on_frame: Callable[[SupervisorFrame], None], ended: asyncio.Future[None]) -> None:
         self.ended = ended
         self._on_frame = on_frame
         self._buffer = bytearray()

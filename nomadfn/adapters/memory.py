@@ -169,6 +169,8 @@ class MemoryCluster:
         self.starts: list[Placement] = []
         self.stops: list[tuple[str, float]] = []
         """Container and grace of each stop, in order."""
+        self.recalls: list[tuple[str, int]] = []
+        """Container and last delivery of each recall, in order; `emit` answers them."""
         self._capacity = capacity
         self._answers = answers
         self._listener: Callable[[ClusterEvent], None] | None = None
@@ -196,6 +198,9 @@ class MemoryCluster:
         self.stops.append((container, grace_s))
         if self._answers and container in self.running:
             self.emit(ContainerEnded(container, "stopped", ""))
+
+    def recall(self, container: str, up_to: int) -> None:
+        self.recalls.append((container, up_to))
 
     def note(self, function: str, reason: str) -> None:
         """Nobody looks at it from outside."""

@@ -6,16 +6,15 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import requests
-from nomadfn_agent.wire import Ended, Join, Log, Start, Started, Stop
+from nomadfn_agent.wire import Join, SupervisorFrame
 
 from nomadfn.exception import ServiceError
 
 from .nomad_api import TIMEOUT_S, NomadAddress, _NamedServer
-from .nomad_cluster import NomadCluster, Seat
-from .nomad_rooms import AgentHello
+from .nomad_cluster import NomadCluster
+from .nomad_rooms import AgentHello, Seat, Send
 
 KEYS_PATH = "/.well-known/jwks.json"
-Send = Callable[[Start | Stop], None]
 
 
 class AgentSeat:
@@ -30,7 +29,7 @@ class AgentSeat:
         room = self._seat.job.rooms.get(alloc.index)
         return [room.container] if room is not None and room.alloc == alloc.id and room.container else []
 
-    def on_frame(self, frame: Started | Ended | Log) -> None:
+    def on_frame(self, frame: SupervisorFrame) -> None:
         self._seat.on_frame(frame)
 
     def closed(self) -> None:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from nomadfn_agent.wire import Ended, Log, Start, Started, Stop
+import msgspec
+from nomadfn_agent.wire import Ended, Log, Recall, Start, Started, Stop, SupervisorFrame, Withdrawn
 
 from nomadfn.core import lanes
 from nomadfn.exception import Error, InvalidError, NotFoundError, PermissionDeniedError
@@ -28,6 +29,7 @@ from nomadfn.ports import (
     ContainerLeaving,
     ContainerOutput,
     ContainerStarted,
+    ContainerWithdrawn,
     Needs,
     Placement,
     PlacementBlocked,
@@ -38,7 +40,7 @@ from .jobspec import JobSettings
 from .local import describe_exit
 from .nomad_api import NomadApi
 from .nomad_keeper import Keeper
-from .nomad_rooms import AgentHello, Alloc, Job, Room
+from .nomad_rooms import AgentHello, Alloc, Job, Room, Seat, Send
 from .nomad_watch import Watch
 
 AWAY_S = 10.0
@@ -52,23 +54,6 @@ NODES_AGE_S = 5.0
 THREADS = 6
 Json = dict[str, Any]
 Result = TypeVar("Result")
-
-
-class Seat:
-    """One agent's connection: what it says goes in here."""
-
-    def __init__(self, cluster: NomadCluster, job: Job, alloc: Alloc, send: Callable[[Start | Stop], None]) -> None:
-        self._cluster = cluster
-        self.job = job
-        self.alloc = alloc
-        self.send = send
-
-    def on_frame(self, frame: Started | Ended | Log) -> None:
-        self._cluster.on_frame(self, frame)
-
-    def closed(self) -> None:
-        """The connection has ended. The agent may join anew within `AWAY_S`."""
-        self._cluster.on_closed(self)
 
 
 class NomadCluster:
@@ -189,6 +174,12 @@ class NomadCluster:
         elif alloc is not None and alloc.seat is not None:
             alloc.seat.send(Stop(container, grace_s))
 
+    def recall(self, container: str, up_to: int) -> None:
+        place = self._places.get(container)
+        alloc = None if place is None else place[0].allocs.get(place[1].alloc)
+        if alloc is not None and alloc.seat is not None:
+            alloc.seat.send(Recall(container, up_to))
+
     def may_stop(self, indexes: frozenset[int], idle: frozenset[int]) -> frozenset[int]:
         """By the usual number of lanes; a function with fewer of them asks `core.lanes.may_stop` itself."""
         return lanes.may_stop(indexes, idle)
@@ -212,7 +203,7 @@ class NomadCluster:
         """How many running allocations there are whose agent has not joined yet."""
         return sum(alloc.seat is None for job in self._jobs.values() for alloc in job.allocs.values() if alloc.serves)
 
-    async def attach(self, hello: AgentHello, send: Callable[[Start | Stop], None]) -> Seat:
+    async def attach(self, hello: AgentHello, send: Send) -> Seat:
         """An agent has joined; `send` gives it frames. The caller has checked its identity.
 
         Raises `NotFoundError` for an allocation that is none of this cluster's, and `PermissionDeniedError` for one
@@ -259,7 +250,7 @@ class NomadCluster:
             room.alloc = alloc.id
             alloc.seat.send(Start(room.container, room.placement.env))
 
-    def on_frame(self, seat: Seat, frame: Started | Ended | Log) -> None:
+    def on_frame(self, seat: Seat, frame: SupervisorFrame) -> None:
         place = self._places.get(frame.container)
         if place is None or place[1].alloc != seat.alloc.id:
             return
@@ -272,6 +263,8 @@ class NomadCluster:
                 self._end(job, room, "stopped" if room.stopping else describe_exit(exit_code), tail)
             case Log(container, stream, text):
                 self._tell(ContainerOutput(container, stream, text))
+            case Withdrawn():
+                self._tell(ContainerWithdrawn(*msgspec.structs.astuple(frame)))
 
     def on_closed(self, seat: Seat) -> None:
         alloc = seat.alloc

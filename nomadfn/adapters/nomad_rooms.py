@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from nomadfn_agent.wire import Recall, Start, Stop, SupervisorFrame
 
 from nomadfn.core import lanes
 from nomadfn.ports import Placement
@@ -20,8 +22,9 @@ from . import nomad_words
 from .jobspec import Rendered
 
 if TYPE_CHECKING:
-    from .nomad_cluster import Seat
+    from .nomad_cluster import NomadCluster
 
+Send = Callable[[Start | Stop | Recall], None]
 EMPTY_S = 2.0
 """How long a room without a container is kept for the next one."""
 
@@ -35,6 +38,23 @@ class AgentHello:
     lane: int
     position: int
     containers: tuple[str, ...] = ()
+
+
+class Seat:
+    """One agent's connection: what it says goes in here."""
+
+    def __init__(self, cluster: NomadCluster, job: Job, alloc: Alloc, send: Send) -> None:
+        self._cluster = cluster
+        self.job = job
+        self.alloc = alloc
+        self.send = send
+
+    def on_frame(self, frame: SupervisorFrame) -> None:
+        self._cluster.on_frame(self, frame)
+
+    def closed(self) -> None:
+        """The connection has ended. The agent may join anew within `AWAY_S`."""
+        self._cluster.on_closed(self)
 
 
 @dataclass(eq=False, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import sysconfig
@@ -57,6 +56,8 @@ class Program:
         return everything[names[0]]
 
     def _refuse_name(self, message: str, known: Iterable[str]) -> NoReturn:
+        import difflib  # Only who has mistyped needs it.
+
         close = difflib.get_close_matches(self.name, known, n=1)
         hint = f"did you mean {self.file}::{close[0]}?" if close else f"it has {', '.join(known) or 'none'}"
         refuse(f"{message}; {hint}")

@@ -39,7 +39,7 @@ class Seat(Protocol):
     def closed(self) -> None: ...
 
 
-Attach = Callable[[wire.Join, Callable[[wire.Start | wire.Stop], None]], Awaitable[Seat]]
+Attach = Callable[[wire.Join, Callable[[wire.Start | wire.Stop | wire.Recall], None]], Awaitable[Seat]]
 """Gives an agent its seat. Raises one of nomadfn's errors for an allocation that has none."""
 Verify = Callable[[str], AgentIdentity]
 """Who holds a credential; may block. Raises `AuthError`."""

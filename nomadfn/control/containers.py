@@ -201,6 +201,8 @@ class Containers:
                 self._on_output(event)
             case ports.ContainerEnded():
                 self._on_ended(event)
+            case ports.ContainerWithdrawn():
+                self._on_withdrawn(event)
             case ports.ContainerLeaving():
                 self._core.container_leaving(self._service.now(), event.container, event.what)
                 self._service.poke()
@@ -223,6 +225,21 @@ class Containers:
         self._admit(container)
         timer = self._service.loop.call_later(ADOPT_S, self._give_up, container)
         self._runners[container.id].timers.append(timer)
+        self._service.poke()
+
+    def _on_withdrawn(self, event: ports.ContainerWithdrawn) -> None:
+        now, container = self._service.now(), self._core.container(event.container)
+        if container is None:
+            return
+        columns = zip(event.deliveries, event.statuses, event.payloads, strict=True)
+        fresh = [one for one in columns if one[0] in container.held]
+        if fresh:
+            deliveries, statuses, payloads = map(list, zip(*fresh, strict=True))
+            progress = container.progress
+            self._core.outputs(now, container.id, deliveries, statuses, payloads, event.run_ns)
+            container.progress = progress  # It was before this: the container is as stuck as it was.
+        given_back = [one for one in container.held if event.after < one <= event.up_to]
+        self._core.returned(now, container.id, given_back)
         self._service.poke()
 
     def _give_up(self, container: Container) -> None:

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 
 async def serve(settings: Settings, parent: WarmParent, tell: Callable[[dict[str, Any]], None], private: bool) -> int:
+    from nomadfn.adapters.directory_blobs import link_memory, unlink_memory
     from nomadfn.control.connections import listen
 
     cluster = LocalCluster(parent, settings.capacity)
     storage = await _open_storage(settings.data_dir, cluster)
+    link_memory(storage.blobs.folder)
     # A private service has no callers but its own program: it is spared what the HTTP API costs at the start.
     http = None if private else bind(settings.host, settings.port, "port")
     ended: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
@@ -52,6 +54,7 @@ async def serve(settings: Settings, parent: WarmParent, tell: Callable[[dict[str
         await service.close("it was told to end" if fault is None else str(fault))
         if api is not None:
             await _close_api(api)
+        unlink_memory(storage.blobs.folder, with_content=private)
         storage.registry.close()
         storage.lease.release()
     if fault is not None:

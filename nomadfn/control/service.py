@@ -269,7 +269,7 @@ class Service:
                 for waiter in self.visible_waiters.pop(effect.call, ()):
                     _resolve(waiter)
             case effects.Recall():
-                self.containers.send(effect.container, wire.Recall(effect.deliveries))
+                self.cluster.recall(effect.container, max(effect.deliveries))
             case effects.Interrupt():
                 self.containers.send(effect.container, wire.Interrupt(effect.deliveries))
             case effects.StartContainer():

@@ -13,7 +13,6 @@ them `[profiles.NAME.job]`, for the Nomad jobs of its functions.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import math
 import os
@@ -293,6 +292,8 @@ def _refuse_unknown(name: str, path: str) -> None:
     if name == "data_dir":
         raise InvalidError(f"{path}: the data folder is not set in this file; put it into NOMADFN_DATA_DIR")
     if name not in _KINDS:
+        import difflib  # Only who has mistyped needs it.
+
         close = difflib.get_close_matches(name, _KINDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_named_like(name))}"
         raise InvalidError(f"{path}: there is no setting {name}; {hint}")

@@ -14,6 +14,7 @@ An input goes through these states; any other step is a fault and raises with wh
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -188,7 +189,7 @@ class Container:
         "listed",
         "pid",
         "progress",
-        "recalling",
+        "recalled",
         "revision",
         "slots",
         "started",
@@ -214,7 +215,8 @@ class Container:
         self.progress = now
         """When it last gave an output, or was given the first input."""
         self.idle_since = now
-        self.recalling = False
+        self.recalled = -math.inf
+        """When it was last asked for inputs back, and has not answered."""
         self.listed = 0
         """Which of the pool's heaps it stands in: 0 none, 1 idle, 2 roomy."""
         self.revision = function.revision

@@ -40,12 +40,16 @@ STUCK_S = 0.02
 """A container that gave no output for this long (or `STUCK_RUNS` of its usual run times, if that is more), though it
 has work ahead, is asked for it back."""
 STUCK_RUNS = 3
+RECALL_AGAIN_S = 0.25
+"""The answer to a recall may be lost with a connection."""
 MAX_LOSSES = 8
 START_TRIES = 3
 START_BACKOFF_MAX_S = 30.0
 STOP_GRACE_S = 5.0
 DEADLINE_TEXT = "its deadline passed before it was started"
 _WEIGHT = 0.3
+_STEP_S = 0.001
+"""A usual run time at most doubles, and this, with one frame: one long input among many short ones says little."""
 
 
 def ahead(function: Function) -> int:
@@ -200,7 +204,7 @@ def take_outputs(
     if deliveries:
         mean_s = run_ns / 1e9 / len(deliveries)
         old = function.mean_run_s
-        function.mean_run_s = mean_s if old is None else old + _WEIGHT * (mean_s - old)
+        function.mean_run_s = mean_s if old is None else old + _WEIGHT * (min(mean_s, 2 * old + _STEP_S) - old)
         function.failures = 0
     for delivery, status, payload in zip(deliveries, statuses, payloads, strict=True):
         one = held.pop(delivery, None)
@@ -240,7 +244,7 @@ def _retry(state: State, now: float, function: Function, one: Input) -> None:
 
 def give_back(state: State, now: float, container: Container, deliveries: list[int]) -> None:
     """The answer to a recall: these were not started and come first again."""
-    container.recalling = False
+    container.recalled = -math.inf
     _requeue(state, container.function, [container.held.pop(d) for d in deliveries if d in container.held])
     _after_release(state, now, container)
 
@@ -413,11 +417,11 @@ def watch(state: State, now: float, container: Container) -> float:
     if now >= again:
         _time_out(state, now, container)
         return math.inf
-    if len(container.held) > container.slots and not container.recalling:
-        stuck_at = container.progress + stuck_after_s(function)
+    if len(container.held) > container.slots:
+        stuck_at = max(container.progress + stuck_after_s(function), container.recalled + RECALL_AGAIN_S)
         if now < stuck_at:
             return min(again, stuck_at)
-        container.recalling = True
+        container.recalled = now
         state.effects.append(Recall(container.id, list(container.held)[container.slots :]))
     return again
 

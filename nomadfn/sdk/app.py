@@ -271,12 +271,12 @@ class App:
                 modules.append(origin.module)
             else:
                 data = code.pickle_function(function.raw_f, function.name, welcome.max_function_bytes)
-                with storing(f"function {function.name}", data):
+                with storing(f"function {function.name}", len(data)):
                     digest = client.blobs.write_code(data)
             functions.append(function._complete(origin.module, origin.qualname, digest))
         archive, ref = code.pack(modules, as_modal=as_modal)
         if archive:
-            with storing("the program's source", archive):
+            with storing("the program's source", len(archive)):
                 client.blobs.write_code(archive)
         return wire.AppSpec(name=self.name, functions=functions, code=ref)
 

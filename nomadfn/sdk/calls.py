@@ -53,26 +53,33 @@ def new_call_id() -> str:
 
 
 def store(
-    data: bytes, blobs: BlobStore, max_payload_bytes: int, function_id: str, function: str, *, durable: bool
+    pieces: list[bytes],
+    size: int,
+    blobs: BlobStore,
+    max_payload_bytes: int,
+    function_id: str,
+    function: str,
+    *,
+    durable: bool,
 ) -> bytes:
     """A large payload as a blob: the reference that travels in its place. Raises RequestSizeError or ServiceError."""
-    if len(data) > max_payload_bytes:
+    if size > max_payload_bytes:
         raise RequestSizeError(
-            f"the arguments of {function} have {len(data):,} bytes pickled, {payloads.over_limit(max_payload_bytes)}, "
+            f"the arguments of {function} have {size:,} bytes pickled, {payloads.over_limit(max_payload_bytes)}, "
             f"or put them in a file and pass its path"
         )
     app = function_id.partition("/")[0]
-    with storing(f"the arguments of {function}", data):
-        return payloads.encode(blobs.write(data, app, sync=durable))
+    with storing(f"the arguments of {function}", size):
+        return payloads.encode(blobs.write_pieces(pieces, size, app, durable=durable))
 
 
 @contextmanager
-def storing(what: str, data: bytes) -> Iterator[None]:
+def storing(what: str, size: int) -> Iterator[None]:
     """Raises ServiceError with `what` it is when the blob store does not take it."""
     try:
         yield
     except OSError as error:
-        raise ServiceError(f"{what} ({len(data):,} bytes) could not be stored: {error}") from None
+        raise ServiceError(f"{what} ({size:,} bytes) could not be stored: {error}") from None
 
 
 class SingleCall:

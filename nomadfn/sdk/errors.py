@@ -6,6 +6,7 @@ import pickle
 from typing import Any
 
 from nomadfn_agent import wire
+from nomadfn_agent.wire import bulk
 from nomadfn_agent.wire import payload as payloads
 from nomadfn_agent.wire.store import BlobStore
 
@@ -89,12 +90,22 @@ class Reader:
         return self._read_slowly(status, data, codec)
 
     def _read_slowly(self, status: int, data: bytes, codec: int) -> tuple[bool, Any]:
+        ref: payloads.BlobRef | None = None
         if status >= wire.REF:
-            try:
-                data = self._fetch(data)
-            except (OSError, ValueError) as error:
-                return False, exception.InternalError(f"a result of {self._function} could not be read: {error}")
             status -= wire.REF
+            ref = payloads.decode_ref(data)
+        try:
+            if ref is not None and (status, codec) == (wire.OK, wire.PICKLE):
+                return True, bulk.load_payload(self._blobs, ref)
+            if ref is not None:
+                data = self._blobs.read(ref)
+        except (OSError, payloads.DamagedBlobError) as error:
+            return False, exception.InternalError(f"a result of {self._function} could not be read: {error}")
+        except Exception as error:
+            return False, self._unreadable(error)
+        finally:
+            if ref is not None and self._owns_blobs:
+                self._blobs.delete(ref)
         if status == wire.EXCEPTION:
             return False, from_raised(payloads.decode_raised(data))
         if status == wire.FAILURE:
@@ -108,13 +119,6 @@ class Reader:
             return True, pickle.loads(data)
         except Exception as error:
             return False, self._unreadable(error)
-
-    def _fetch(self, data: bytes) -> bytes:
-        ref = payloads.decode_ref(data)
-        content = self._blobs.read(ref)
-        if self._owns_blobs:
-            self._blobs.delete(ref)
-        return content
 
     def _unreadable(self, error: Exception) -> BaseException:
         return exception.DeserializationError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
 import msgspec
 from nomadfn_agent import wire
+from nomadfn_agent.wire import bulk
 from nomadfn_agent.wire import payload as payloads
 
 from nomadfn.exception import DeprecationError, InvalidError, SerializationError, UnsupportedError
@@ -359,21 +360,21 @@ class Function(Generic[P, R]):
 
     def _packer(self, target: _Target, kwargs: Mapping[str, Any], *, durable: bool) -> maps.Packer:
         """Makes an input's payload out of its arguments: the bytes that travel, and whether they are a reference."""
-        dump, by_name = payloads.dump_arguments, target.knows_main
+        dump, by_name, named = bulk.Dumper().dump, target.knows_main, dict(kwargs)
 
-        def pack(args: tuple[Any, ...]) -> bytes:
+        def pack(args: tuple[Any, ...]) -> list[bytes]:
             try:
-                data = dump(args, kwargs)
-                if not by_name and b"__main__" in data:
-                    data = payloads.cloud_dumps((args, dict(kwargs)))
+                pieces = dump((args, named) if named else (args,))
+                if not by_name and bulk.names_main(pieces):
+                    pieces = [payloads.cloud_dumps((args, named))]
             except payloads.Unpicklable as error:
                 raise SerializationError(_unpicklable_text(self.name, args, kwargs, error)) from None
-            return data
+            return pieces
 
-        def keep(data: bytes) -> bytes:
+        def keep(pieces: list[bytes], size: int) -> bytes:
             client = target.client
             maximum = client.connect().max_payload_bytes
-            return store(data, client.blobs, maximum, target.function_id, self.name, durable=durable)
+            return store(pieces, size, client.blobs, maximum, target.function_id, self.name, durable=durable)
 
         return maps.Packer(pack, keep)
 

@@ -27,6 +27,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from nomadfn_agent.wire import INLINE_PAYLOAD_BYTES, MAX_INPUTS_PER_FRAME, REF
+from nomadfn_agent.wire.bulk import size_of
 
 from nomadfn.exception import InvalidError
 
@@ -49,21 +50,27 @@ class Packer:
 
     __slots__ = ("_dump", "_keep")
 
-    def __init__(self, dump: Callable[[tuple[Any, ...]], bytes], keep: Callable[[bytes], bytes]) -> None:
-        """`keep` puts a payload that is large into the blob store, which may take its time."""
+    def __init__(
+        self, dump: Callable[[tuple[Any, ...]], list[bytes]], keep: Callable[[list[bytes], int], bytes]
+    ) -> None:
+        """`dump` gives a pickle in pieces. `keep` puts one that is large into the blob store and may take its time."""
         self._dump = dump
         self._keep = keep
 
     def __call__(self, args: tuple[Any, ...]) -> tuple[bytes, bool]:
-        data = self._dump(args)
-        return (data, False) if len(data) <= INLINE_PAYLOAD_BYTES else (self._keep(data), True)
+        pieces = self._dump(args)
+        if len(pieces) == 1 and len(pieces[0]) <= INLINE_PAYLOAD_BYTES:
+            return pieces[0], False
+        if (size := size_of(pieces)) <= INLINE_PAYLOAD_BYTES:
+            return b"".join(pieces), False
+        return self._keep(pieces, size), True
 
     async def apart(self, args: tuple[Any, ...]) -> tuple[bytes, bool]:
         """As a call; what is large is stored beside a running event loop."""
-        data = self._dump(args)
-        if len(data) <= INLINE_PAYLOAD_BYTES:
-            return data, False
-        return await off_loop(partial(self._keep, data)), True
+        pieces = self._dump(args)
+        if (size := size_of(pieces)) <= INLINE_PAYLOAD_BYTES:
+            return b"".join(pieces), False
+        return await off_loop(partial(self._keep, pieces, size)), True
 
 
 class Feeder:

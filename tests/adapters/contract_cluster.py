@@ -98,11 +98,12 @@ class ClusterContract:
 
         run(scenario)
 
-    def test_stopping_what_is_not_there_is_no_error(
+    def test_stopping_or_recalling_what_is_not_there_is_no_error(
         self, world: ClusterWorld, run: Callable[[Callable[[Watched], Awaitable[None]]], None]
     ) -> None:
         async def scenario(watched: Watched) -> None:
             watched.cluster.stop("ct-never", 1.0)
+            watched.cluster.recall("ct-never", 5)
             await watched.cluster.close()
             assert watched.events == []
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from contract_blobs import BlobsContract
+from nomadfn_agent.wire import store
 from nomadfn_agent.wire.payload import BlobRef, digest_of
-from nomadfn_agent.wire.store import BlobStore, Place
+from nomadfn_agent.wire.store import MEMORY, BlobStore, Place
 
-from nomadfn.adapters.directory_blobs import DirectoryBlobs
+from nomadfn.adapters.directory_blobs import DirectoryBlobs, link_memory, unlink_memory
 from nomadfn.adapters.fsspec_blobs import FsspecBlobs
 from nomadfn.adapters.memory import MemoryBlobs
 from nomadfn.exception import InvalidError, ServiceError
@@ -42,6 +43,10 @@ class TestBlobs(BlobsContract):
 @pytest.fixture
 def directory(tmp_path: Path) -> DirectoryBlobs:
     return DirectoryBlobs(str(tmp_path / "blobs"))
+
+
+def shared(directory: DirectoryBlobs) -> BlobStore:
+    return BlobStore(lambda: Place(directory.folder, directory.mark))
 
 
 def files_in(directory: DirectoryBlobs) -> set[str]:
@@ -189,3 +194,49 @@ def test_what_other_writers_put_is_seen_and_the_journal_has_its_own(tmp_path: Pa
     assert list(first.names()) == []
     second.put("abc123", b"x")
     assert [name for name, _ in first.names()] == ["abc123"]
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' own file system may be as full as it likes."""
+    monkeypatch.setattr(store, "MEMORY_SHARE", 0.0)
+
+
+@pytest.mark.usefixtures("room")
+def test_a_part_in_memory_is_linked_kept_over_a_restart_and_removed_when_it_is_empty(
+    directory: DirectoryBlobs, tmp_path: Path
+) -> None:
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    link_memory(directory.folder, str(memory))
+    ref = shared(directory).write(b"x", "ap-1")
+    assert directory.get(ref.name) == b"x"
+    assert [name for name, _ in directory.names()] == [ref.name]
+    unlink_memory(directory.folder, with_content=False)
+    link_memory(directory.folder, str(memory))
+    assert directory.get(ref.name) == b"x", "its client may come back for it"
+    directory.delete(ref.name)
+    unlink_memory(directory.folder, with_content=False)
+    assert list(memory.iterdir()) == []
+    assert not (Path(directory.folder) / MEMORY).is_symlink()
+
+
+@pytest.mark.usefixtures("room")
+def test_a_part_in_memory_that_went_with_the_machine_is_made_anew(directory: DirectoryBlobs, tmp_path: Path) -> None:
+    (Path(directory.folder) / MEMORY).symlink_to(tmp_path / "gone")
+    link_memory(directory.folder, str(tmp_path))
+    ref = shared(directory).write(b"x", "ap-1")
+    assert ref.name.startswith(MEMORY)
+    unlink_memory(directory.folder, with_content=True)
+    with pytest.raises(KeyError):
+        directory.get(ref.name)
+
+
+def test_where_there_is_no_memory_file_system_all_of_it_lies_on_the_disk(
+    directory: DirectoryBlobs, tmp_path: Path
+) -> None:
+    link_memory(directory.folder, str(tmp_path / "none"))
+    ref = shared(directory).write(b"x", "ap-1")
+    assert not ref.name.startswith(MEMORY)
+    unlink_memory(directory.folder, with_content=True)
+    assert directory.get(ref.name) == b"x"

@@ -57,6 +57,8 @@ class Runner:
         self.frames: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.statuses: dict[int, int] = {}
         self.payloads: dict[int, bytes] = {}
+        self.returned: set[int] = set()
+        """What the runner has said that it will not run."""
         self._deliveries = itertools.count(1)
 
     def send(self, *frames: Any) -> None:
@@ -64,12 +66,16 @@ class Runner:
             self.connection.send(wire.encode(frame))
 
     def expect(self, kind: type[Frame]) -> Frame:
-        """The next frame that is no Outputs (those are kept aside), which must be of this kind."""
+        """The next frame that is no Outputs or Returned (those are kept aside), which must be of this kind."""
         while True:
             frame = self.frames.get(timeout=WAIT_S)
             if isinstance(frame, wire.Outputs):
                 self._keep(frame)
                 if kind is not wire.Outputs:
+                    continue
+            if isinstance(frame, wire.Returned):
+                self.returned.update(frame.deliveries)
+                if kind is not wire.Returned:
                     continue
             assert isinstance(frame, kind), frame
             return frame
@@ -171,6 +177,7 @@ class Supervisor:
         self.pids: dict[str, int] = {}
         self.ends: dict[str, wire.Ended] = {}
         self.texts: dict[tuple[str, int], list[str]] = {}
+        self.withdrawals: dict[str, list[wire.Withdrawn]] = {}
         self.lock = threading.Condition()
         self.may_read = threading.Event()
         self.may_read.set()
@@ -195,7 +202,7 @@ class Supervisor:
         except OSError:
             return b""
 
-    def _keep(self, frame: wire.Started | wire.Ended | wire.Log) -> None:
+    def _keep(self, frame: wire.SupervisorFrame) -> None:
         match frame:
             case wire.Started(container, pid):
                 self.pids[container] = pid
@@ -205,8 +212,10 @@ class Supervisor:
             case wire.Log(container, stream, text):
                 assert container not in self.ends, "output after the end"
                 self.texts.setdefault((container, stream), []).append(text)
+            case wire.Withdrawn(container):
+                self.withdrawals.setdefault(container, []).append(frame)
 
-    def send(self, frame: wire.Start | wire.Stop) -> None:
+    def send(self, frame: wire.Start | wire.Stop | wire.Recall) -> None:
         self.parent.control.sendall(wire.encode_for_stream(frame))
 
     def wait(self, condition: Callable[[], Any], what: str) -> None:
@@ -321,6 +330,18 @@ class Machine:
 
     def output(self, runner: Runner, stream: int = 1) -> str:
         return self.supervisor.output(runner.hello.session, stream)
+
+    def recall(self, runner: Runner, up_to: int) -> wire.Withdrawn:
+        """Have the supervisor withdraw what the runner has not started, up to this delivery."""
+        container = runner.hello.session
+        said = self.supervisor.withdrawals.setdefault(container, [])
+        count, deadline = len(said), time.monotonic() + WAIT_S
+        while len(said) == count:
+            assert time.monotonic() < deadline, f"the supervisor of {container} does not answer"
+            self.supervisor.send(wire.Recall(container, up_to))
+            with self.supervisor.lock:
+                self.supervisor.lock.wait_for(lambda: len(said) > count, 1.0)
+        return said[count]
 
     def kill(self, runner: Runner, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid(runner), number)

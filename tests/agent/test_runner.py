@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,15 +70,27 @@ def test_the_time_that_user_code_takes_is_told(machine: Machine) -> None:
     assert runner.frames.get(timeout=30).run_ns >= 50_000_000
 
 
-def test_a_recall_gives_back_what_has_not_started_while_a_function_sleeps(machine: Machine, tmp_path: Path) -> None:
+def test_a_recall_takes_back_what_has_not_started_and_it_never_runs(machine: Machine, tmp_path: Path) -> None:
     runner = machine.run(SLOW)
     running = begun(runner, str(tmp_path / "mark"), 600.0)
-    waiting = runner.deliver([(0.0,), (1.0,), (2.0,)])
-    runner.send(wire.Recall([running, *waiting[1:], 999]))
-    assert sorted(runner.expect(wire.Returned).deliveries) == waiting[1:]
-    runner.send(wire.Recall([]))
-    assert runner.expect(wire.Returned).deliveries == []
-    assert runner.statuses == {}
+    waiting = runner.deliver([(0.0, str(tmp_path / "ran")), (1.0, str(tmp_path / "ran"))])
+    found = machine.recall(runner, waiting[-1])
+    assert (found.after, found.up_to, found.deliveries) == (running, waiting[-1], [])
+    [later] = runner.deliver([(0.0,)])
+    runner.send(wire.Interrupt([running]))
+    assert runner.failure(running).error == "InputCancellation"
+    assert [runner.value(later), runner.call(0.0)] == [0.0, 0.0]
+    assert runner.returned == set(waiting), "the runner says so, too: what the supervisor said may have been lost"
+    assert not os.path.exists(tmp_path / "ran")
+
+
+def test_what_was_recalled_before_it_came_is_passed_over(machine: Machine) -> None:
+    runner = machine.run(ECHO)
+    assert machine.recall(runner, 2).after == 0
+    deliveries = runner.deliver([(number,) for number in range(4)])
+    assert [runner.value(one) for one in deliveries[2:]] == [2, 3]
+    assert runner.call(4) == 4
+    assert runner.returned == set(deliveries[:2])
 
 
 def test_outputs_that_are_done_do_not_wait_for_a_long_input_behind_them(machine: Machine) -> None:
@@ -86,22 +99,26 @@ def test_outputs_that_are_done_do_not_wait_for_a_long_input_behind_them(machine:
     assert runner.value(quick) == 0.0
 
 
-def test_a_recall_among_tiny_inputs_loses_none_and_runs_none_twice(machine: Machine, tmp_path: Path) -> None:
+def test_recalls_among_tiny_inputs_lose_none_and_run_none_twice(machine: Machine, tmp_path: Path) -> None:
     log = tmp_path / "ran"
     runner = machine.run(f"log = open({str(log)!r}, 'a')\ndef f(x):\n    log.write(f'{{x}}\\n')\n    log.flush()\n")
-    returned: set[int] = set()
-    deliveries = runner.deliver([(number,) for number in range(20_000)])
-    for at in range(len(deliveries) - 400, 0, -4000):
-        runner.send(wire.Recall(deliveries[at : at + 400]))
-        returned |= set(runner.expect(wire.Returned).deliveries)
+    withdrawn: set[int] = set()
+    shown: set[int] = set()
+    deliveries: list[int] = []
+    for _ in range(200):
+        deliveries += runner.deliver([(len(deliveries) + number,) for number in range(200)])
+        found = machine.recall(runner, deliveries[-random.randrange(1, 200)])
+        withdrawn.update(range(found.after + 1, found.up_to + 1))
+        shown.update(found.deliveries)
     for one in deliveries:
-        if one not in returned:
+        if one not in withdrawn:
             runner.outcome(one)
     ran = [int(line) + 1 for line in log.read_text().split()]
-    assert len(ran) == len(set(ran))
-    assert set(ran) | returned == set(deliveries)
-    assert set(ran) & returned == set()
-    assert returned
+    assert len(ran) == len(set(ran)), "an input ran twice"
+    assert set(ran) | withdrawn >= set(deliveries), "an input was lost"
+    assert not set(ran) & withdrawn, "an input ran that was withdrawn"
+    assert shown <= set(ran)
+    assert withdrawn
 
 
 def test_an_interrupt_raises_in_the_input_that_runs_and_only_there(machine: Machine, tmp_path: Path) -> None:
@@ -120,11 +137,10 @@ def test_an_interrupt_that_comes_too_late_hits_nothing(machine: Machine) -> None
     deliveries = runner.deliver([(number,) for number in range(60)])
     for one in deliveries[::3]:
         runner.send(wire.Interrupt([one]))
-    runner.send(wire.Recall([]))
-    while withdrawn := runner.expect(wire.Returned).deliveries:
-        assert set(withdrawn) <= set(deliveries[::3])
     untouched = [one for one in deliveries if one not in deliveries[::3]]
     assert [runner.value(one) for one in untouched] == [one - 1 for one in untouched]
+    assert runner.call(7) == 7
+    assert runner.returned <= set(deliveries[::3])
 
 
 def test_a_cancelled_function_may_clean_up_and_sees_the_class_of_nomadfn(machine: Machine, tmp_path: Path) -> None:
@@ -173,14 +189,43 @@ async def f(x):
     assert (values, loops) == ([1, 2], {last})
 
 
-def test_a_function_that_holds_the_gil_only_delays_what_is_asked_of_it(machine: Machine) -> None:
-    source = "import ctypes\nlib = ctypes.PyDLL(None)\ndef f(us):\n    lib.usleep(us)\n    return us\n"
-    runner = machine.run(source)
-    first, second = runner.deliver([(700_000,), (1,)])
-    runner.send(wire.Recall([second]))
-    assert runner.expect(wire.Returned).deliveries in ([second], [])
-    assert runner.value(first) == 700_000
-    assert runner.call(5) == 5
+HOLDS_THE_GIL = """
+import ctypes, os
+lib = ctypes.PyDLL(None)
+def f(path):
+    if path:
+        handle = os.open(path, os.O_RDWR)
+        open(path + ".begun", "w").close()
+        lib.read(handle, ctypes.create_string_buffer(1), 1)
+    return path
+"""
+"""With a path it reads from that fifo, and lets no other thread run until something comes."""
+
+
+def test_what_waits_behind_a_function_that_holds_the_gil_is_taken_back(machine: Machine, tmp_path: Path) -> None:
+    fifo = str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+    runner = machine.run(HOLDS_THE_GIL)
+    handle = os.open(fifo, os.O_RDWR)
+    try:
+        quick, also_quick, long, *waiting = runner.deliver([("",), ("",), (fifo,), ("",), ("",)])
+        wait_until(lambda: os.path.exists(fifo + ".begun"), "the function runs")
+        unread = runner.deliver([("",), ("",)])
+        found = machine.recall(runner, unread[-1])
+        assert (found.after, found.up_to) == (long, unread[-1])
+        for one in (quick, also_quick):
+            if one in found.deliveries:
+                at = found.deliveries.index(one)
+                assert (found.statuses[at], payload.loads(found.payloads[at])) == (wire.OK, "")
+            else:
+                assert runner.value(one) == "", "it was sent before"
+        assert runner.statuses.keys() <= {quick, also_quick}
+    finally:
+        os.write(handle, b"\0")
+        os.close(handle)
+    assert runner.value(long) == fifo
+    assert [runner.call(""), runner.call("")] == ["", ""]
+    assert runner.returned == {*waiting, *unread}
 
 
 def test_json_in_gives_json_out(machine: Machine) -> None:

@@ -135,6 +135,31 @@ def test_fast_functions_are_sent_work_ahead_and_slow_ones_are_not() -> None:
     assert len(deliver.deliveries) == 1
 
 
+def test_one_long_input_among_short_ones_does_not_end_the_work_ahead() -> None:
+    world = World(capacity=1)
+    world.submit(*[b"x"] * 300)
+    world.start(1)
+    for run_s in (0.0001, 1.0, 0.0001):
+        (deliver,) = of(world.settle(), effects.Deliver)
+        world.answer(deliver, run_s=run_s)
+    (deliver,) = of(world.settle(), effects.Deliver)
+    assert len(deliver.deliveries) > 10
+
+
+def test_a_recall_that_nobody_answers_is_made_again() -> None:
+    world = World(capacity=1)
+    world.submit(*[b"x"] * 20)
+    world.start(1)
+    (deliver,) = of(world.settle(), effects.Deliver)
+    world.answer(deliver, run_s=0.001)
+    (deliver,) = of(world.settle(), effects.Deliver)
+    first, *more = of(world.wait(2.0), effects.Recall)
+    assert first.deliveries == deliver.deliveries[1:]
+    assert 1 <= len(more) <= 8
+    world.core.returned(world.now, deliver.container, first.deliveries)
+    assert of(world.wait(2.0), effects.Recall) == []
+
+
 def test_what_waits_behind_a_long_input_is_recalled_and_runs_elsewhere() -> None:
     world = World(capacity=2, autoscaler=wire.AutoscalerSettings(min_containers=2))
     world.submit(b"x")

@@ -11,9 +11,9 @@ Who sends what:
     SDK         → control   Hello  Submit  Ack  Request
     control     → SDK       Welcome  Accepted  Rejected  Results  Reply  Log  Stats
     runner      → control   Hello  Ready  StartFailed  Outputs  Returned  Attach
-    control     → runner    Bind  Deliver  Recall  Interrupt  Drain
-    control     → supervisor   Start  Stop  (on a cluster: Joined)
-    supervisor  → control      Started  Ended  Log  (on a cluster: Join  Leaving)
+    control     → runner    Bind  Deliver  Interrupt  Drain
+    control     → supervisor   Start  Stop  Recall  (on a cluster: Joined)
+    supervisor  → control      Started  Ended  Log  Withdrawn  (on a cluster: Join  Leaving)
 
 An input is named by its call and its index in it; the client makes call ids, so sending the same
 `Submit` twice is harmless. One run of one input is a *delivery*, a number that the control service
@@ -317,13 +317,9 @@ class Outputs(_Frame, tag=24):
     run_ns: int
 
 
-class Recall(_Frame, tag=25):
-    """Give back those of these deliveries that have not been started; answered by one `Returned`, maybe empty."""
-
-    deliveries: list[int]
-
-
 class Returned(_Frame, tag=26):
+    """Deliveries that were not started and will not be: interrupted, or withdrawn by the supervisor."""
+
     deliveries: list[int]
 
 
@@ -380,6 +376,31 @@ class Ended(_Frame, tag=43):
     """The last lines of what it wrote to stderr and stdout."""
 
 
+class Recall(_Frame, tag=47):
+    """Take back what the container has not started, up to this delivery; answered by `Withdrawn`.
+
+    The supervisor answers for its runner, which may be busy with user code that lets nothing else run.
+    """
+
+    container: str
+    up_to: int
+
+
+class Withdrawn(_Frame, tag=48):
+    """Of the container's deliveries up to `up_to` those beyond `after` have not been started, and will not be there.
+
+    The columns are as in `Outputs`: what the runner has finished and not sent yet. It sends them again itself.
+    """
+
+    container: str
+    after: int
+    up_to: int
+    deliveries: list[int]
+    statuses: list[int]
+    payloads: list[bytes]
+    run_ns: int
+
+
 class Join(_Frame, tag=44):
     """First frame of an agent's websocket: which allocation it is in, and the containers that it has already."""
 
@@ -409,9 +430,9 @@ class Leaving(_Frame, tag=46):
 ClientFrame = Hello | Submit | Ack | Request
 ToClientFrame = Welcome | Accepted | Rejected | Results | Reply | Log | Stats
 RunnerFrame = Hello | Ready | StartFailed | Outputs | Returned | Attach
-ToRunnerFrame = Bind | Deliver | Recall | Interrupt | Drain
-ToSupervisorFrame = Start | Stop | Joined
-SupervisorFrame = Started | Ended | Log
+ToRunnerFrame = Bind | Deliver | Interrupt | Drain
+ToSupervisorFrame = Start | Stop | Recall | Joined
+SupervisorFrame = Started | Ended | Log | Withdrawn
 AgentFrame = SupervisorFrame | Leaving
 
 _encoder = msgspec.msgpack.Encoder()

@@ -8,6 +8,8 @@ import msgspec
 class BlobRef(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Where a large payload lies: the blob's name, the sha256 of its bytes, and how many there are.
 
+    What need not survive a crash has no digest: that costs more than to write and read it.
+
     Payload blobs have names of their own, so that each has one owner who deletes it: an input's goes when the
     input is done, a `.remote` or `.map` result's when its client has read it, a spawn's result when it is
     forgotten. Code is named by its digest and shared.

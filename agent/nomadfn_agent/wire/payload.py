@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
-from . import INLINE_PAYLOAD_BYTES, JSON, PICKLE
+from . import INLINE_PAYLOAD_BYTES, JSON
 from .outcome import BlobRef as BlobRef
 from .outcome import Failure as Failure
 from .outcome import Raised as Raised
@@ -27,8 +27,13 @@ from .outcome import decode_ref as decode_ref
 from .outcome import encode as encode
 
 PICKLE_PROTOCOL = 5
+NO_KWARGS: dict[str, Any] = {}
 TEMPORARY_PREFIX = ".tmp-"
 """Of files that are not whole yet."""
+
+
+class DamagedBlobError(ValueError):
+    """A blob is not what was stored."""
 
 
 class Unpicklable(Exception):
@@ -55,8 +60,7 @@ def cloud_dumps(value: Any) -> bytes:
         raise Unpicklable(f"a value of type {type(value).__name__} cannot be pickled: {error}") from error
 
 
-def loads(data: bytes | memoryview) -> Any:
-    return pickle.loads(data)
+loads = pickle.loads
 
 
 def dump_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
@@ -68,14 +72,16 @@ def load_arguments(payload: bytes, codec: int) -> tuple[tuple[Any, ...], dict[st
     if codec == JSON:
         body = json.loads(payload)
         return tuple(body.get("args", ())), dict(body.get("kwargs", {}))
-    value = pickle.loads(payload)
-    return value[0], (value[1] if len(value) > 1 else {})
+    return split_arguments(pickle.loads(payload))
 
 
-def dump_result(value: Any, codec: int) -> bytes:
-    """A result in the codec of its input. Raises `Unpicklable`."""
-    if codec == PICKLE:
-        return dumps(value)
+def split_arguments(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What `dump_arguments` has packed, once it is unpickled."""
+    return value if len(value) > 1 else (value[0], NO_KWARGS)
+
+
+def dump_json(value: Any) -> bytes:
+    """A result for an input that came as JSON. Raises `Unpicklable`."""
     try:
         return json.dumps(value, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
@@ -142,10 +148,14 @@ def blob_path(folder: str, name: str) -> str:
     return os.path.join(folder, name[:2], name)
 
 
-def write_whole(path: str, data: bytes | memoryview, *, sync: bool) -> None:
-    """Put `data` at `path` in place of what was there; whole or not at all. With `sync` it survives a power cut."""
+def write_whole(path: str, pieces: Sequence[bytes | memoryview], *, sync: bool) -> None:
+    """Put the pieces at `path`, one after the other, in place of what was there; whole or not at all.
+
+    With `sync` it survives a power cut.
+    """
     with whole_file(path, sync=sync) as file:
-        file.write(data)
+        for piece in pieces:
+            file.write(piece)
 
 
 @contextmanager

@@ -2,21 +2,24 @@
 
 The folder counts as seen only where a file is in it that the control service has made for this, owned by this very
 user: a folder of the same name on another machine is another one. Everybody else asks the control service, which alone
-needs to reach the store. Both ways the bytes are checked against their digest.
+needs to reach the store. Bytes are checked against their digest, but for those that need not survive and never leave
+the machine: they lie in memory where it has room for them, and sha256 would cost more than to write and read them.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, NamedTuple
 from urllib.parse import urlsplit
 
 from .outcome import BlobRef
-from .payload import blob_path, digest_of, write_whole
+from .payload import DamagedBlobError, blob_path, digest_of, write_whole
 
 PATIENCE_S = 60.0
 """How long a control service or a store that does not answer is asked again: a takeover is over long before."""
@@ -28,6 +31,11 @@ PART_BYTES = 1 << 20
 PASSING = frozenset((408, 429, 500, 502, 503, 504))
 """Statuses after which the same may be asked again: a standby, a leader that is about to go, a store that is down."""
 ERROR_BYTES = 64 * 1024
+MEMORY = "mm"
+"""The folder within the blob folder that a control service of one machine links into memory, and the beginning of the
+names of what lies there; other names begin with hex digits."""
+MEMORY_SHARE = 0.75
+"""So much of the memory file system stays free: it is the whole machine's."""
 
 
 class Place(NamedTuple):
@@ -59,24 +67,55 @@ class BlobStore:
         """Whether this process sees the control service's own folder."""
         return _is_here(self._place())
 
-    def write(self, data: bytes | memoryview, app: str, *, sync: bool = False) -> BlobRef:
-        """Store a payload of `app`. With `sync` it survives a power cut before this returns."""
-        digest, name = digest_of(data), payload_name(app)
-        self._put(name, data, digest, sync)
-        return BlobRef(name, digest, len(data))
+    def write(self, data: bytes | memoryview, app: str, *, durable: bool = False) -> BlobRef:
+        """As `write_pieces`, of one."""
+        return self.write_pieces([data], len(data), app, durable=durable)
+
+    def write_pieces(
+        self, pieces: Sequence[bytes | memoryview], size: int, app: str, *, durable: bool = False
+    ) -> BlobRef:
+        """Store a payload of `app`, `size` bytes. A durable one survives a power cut before this returns.
+
+        Others are kept in memory, where this is the control service's machine and has room, and have no digest there.
+        """
+        name, place = payload_name(app), self._place()
+        if not durable and _is_here(place):
+            ref = _in_memory(place.folder, name, pieces, size)
+            if ref is None:
+                self._put(name, pieces, "", False)
+            return ref or BlobRef(name, "", size)
+        digest = hashlib.sha256()
+        for piece in pieces:
+            digest.update(piece)
+        self._put(name, pieces, digest.hexdigest(), durable)
+        return BlobRef(name, digest.hexdigest(), size)
 
     def write_code(self, data: bytes) -> str:
         """Store what is named by its digest, and give that. What is there already counts as new again."""
         digest = digest_of(data)
-        self._put(digest, data, digest, False)
+        self._put(digest, [data], digest, False)
         return digest
 
     def read(self, ref: BlobRef) -> bytes:
-        """The bytes behind a reference. Raises ValueError when they are not what was stored."""
+        """The bytes behind a reference. Raises DamagedBlobError when they are not what was stored."""
         data = self._get(ref.name)
-        if digest_of(data) != ref.digest:
-            raise ValueError(f"blob {ref.name[:12]} is damaged: its content has another digest")
+        _check_size(ref, len(data))
+        if ref.digest and digest_of(data) != ref.digest:
+            raise DamagedBlobError(f"blob {ref.name[:12]} is damaged: its content has another digest")
         return data
+
+    def open(self, ref: BlobRef) -> IO[bytes]:
+        """To read what `read` gives. What has no digest and is here is not read as a whole for that."""
+        place = self._place()
+        if ref.digest or not _is_here(place):
+            return io.BytesIO(self.read(ref))
+        file = open(blob_path(place.folder, ref.name), "rb")  # noqa: SIM115
+        try:
+            _check_size(ref, os.fstat(file.fileno()).st_size)
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def read_code(self, digest: str) -> bytes:
         """A code archive or a pickled function. Raises ValueError when it is not what was stored."""
@@ -96,16 +135,17 @@ class BlobStore:
         except (OSError, ValueError):
             pass
 
-    def _put(self, name: str, data: bytes | memoryview, digest: str, sync: bool) -> None:
+    def _put(self, name: str, pieces: Sequence[bytes | memoryview], digest: str, sync: bool) -> None:
         place = self._place()
         if _is_here(place):
             try:
-                write_whole(blob_path(place.folder, name), data, sync=sync)
+                write_whole(blob_path(place.folder, name), pieces, sync=sync)
             except OSError as error:
                 why = error.strerror or error
                 raise OSError(f"{why} in {place.folder}; make room there, then try again") from error
         else:
-            self._insist("PUT", name, f"?sha256={digest}", data)
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            self._insist("PUT", name, f"?sha256={digest or digest_of(data)}", data)
 
     def _get(self, name: str) -> bytes:
         place = self._place()
@@ -134,6 +174,32 @@ class BlobStore:
 def payload_name(app: str) -> str:
     """A new name for a payload of `app`: nobody guesses it, and it says whose containers may read it."""
     return f"{secrets.token_hex(16)}-{app}"
+
+
+def _in_memory(folder: str, name: str, pieces: Sequence[bytes | memoryview], size: int) -> BlobRef | None:
+    """Keep a payload in memory; None where there is no such folder, or not enough room. Only whole files are named."""
+    name = MEMORY + name
+    path = os.path.join(folder, MEMORY, name)
+    try:
+        space = os.statvfs(os.path.dirname(path))
+        if space.f_bavail * space.f_frsize < MEMORY_SHARE * space.f_blocks * space.f_frsize + size:
+            return None
+        with open(path, "xb") as file:
+            try:
+                for piece in pieces:
+                    file.write(piece)
+                file.flush()
+            except BaseException:
+                os.unlink(path)
+                raise
+    except OSError:
+        return None
+    return BlobRef(name, "", size)
+
+
+def _check_size(ref: BlobRef, size: int) -> None:
+    if size != ref.size:
+        raise DamagedBlobError(f"blob {ref.name[:12]} is damaged: it has {size:,} bytes, not {ref.size:,}")
 
 
 def _is_here(place: Place) -> bool:

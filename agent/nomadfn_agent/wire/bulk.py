@@ -1,0 +1,86 @@
+"""Large payloads: pickled straight into a file of the blob folder, and straight out of it.
+
+A pickler hands large buffers (bytes, the memory of an array) to its file as they are. So a value becomes a list of
+pieces, most often one; when they are too many bytes to travel in a frame they are written one after the other, and
+no buffer is copied on the way.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import PICKLE
+from .outcome import BlobRef
+from .payload import PICKLE_PROTOCOL, cloud_dumps, load_arguments, split_arguments
+from .store import BlobStore
+
+SMALL_BYTES = 4096
+"""A pickler that has made more is not used again: it would clear a large table after each small value."""
+GLOBALS_PIECE_BYTES = 256 * 1024
+"""What stands in a larger piece is a buffer and names no global."""
+
+
+class _Sink:
+    """The file of a pickler: a list of what it writes."""
+
+    __slots__ = ("pieces", "write")
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.write = self.pieces.append
+
+
+class Dumper:
+    """Pickles values, by cloudpickle where plain pickle cannot. For one thread at a time, and not within itself."""
+
+    def __init__(self) -> None:
+        self._renew()
+
+    def _renew(self) -> None:
+        sink = _Sink()
+        pickler = pickle.Pickler(sink, PICKLE_PROTOCOL)
+        self._pieces = sink.pieces
+        self._dump: Callable[[Any], None] = pickler.dump
+        self._clear = pickler.clear_memo
+
+    def dump(self, value: Any) -> list[bytes]:
+        """The pieces of a pickle; valid while `value` is not changed. Raises `Unpicklable`."""
+        try:
+            self._dump(value)
+        except Exception:
+            self._renew()
+            return [cloud_dumps(value)]
+        except BaseException:
+            self._renew()
+            raise
+        pieces = self._pieces
+        if len(pieces) == 1 and len(pieces[0]) <= SMALL_BYTES:
+            self._clear()
+            return [pieces.pop()]
+        self._renew()
+        return pieces
+
+
+def size_of(pieces: Sequence[bytes]) -> int:
+    """In bytes. A piece may be any buffer: an array's memory is one whose items are larger than a byte."""
+    return sum(memoryview(piece).nbytes for piece in pieces)
+
+
+def names_main(pieces: Sequence[bytes]) -> bool:
+    """Whether a pickle may refer to something of `__main__`."""
+    return any(memoryview(one).nbytes <= GLOBALS_PIECE_BYTES and b"__main__" in bytes(one) for one in pieces)
+
+
+def load_payload(blobs: BlobStore, ref: BlobRef) -> Any:
+    """Unpickle what lies in the blob store. Raises OSError, or DamagedBlobError."""
+    with blobs.open(ref) as file:
+        return pickle.load(file)
+
+
+def load_large_arguments(blobs: BlobStore, ref: BlobRef, codec: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """As `payload.load_arguments`. Raises as `load_payload` does."""
+    if codec == PICKLE:
+        return split_arguments(load_payload(blobs, ref))
+    return load_arguments(blobs.read(ref), codec)
