@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from nomadfn_agent import context
+from nomadfn_agent.wire.store import MEMORY
 
 from nomadfn import exception
 from nomadfn.profiles import Profile, load_profile
@@ -285,6 +286,9 @@ def _end(process: subprocess.Popen[bytes], lifeline: int, folder: Path, owner: i
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    memory = folder / "blobs" / MEMORY
+    if memory.is_symlink():  # The service was killed: else it would have removed that itself.
+        shutil.rmtree(memory.readlink(), ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 

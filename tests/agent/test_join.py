@@ -118,7 +118,7 @@ class Control:
                 0,
                 self.blobs.place.folder,
                 str(self.folder / "code"),
-                self.blobs.place.mark,
+                blobs_mark=self.blobs.place.mark,
             )
         )
         runner.expect(wire.Ready)
