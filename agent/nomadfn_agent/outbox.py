@@ -1,7 +1,8 @@
 """A runner's outputs on their way, over one link after another.
 
 On a cluster a lost link is not the end: `rejoin` gives one to the next leader, which is told by `Attach` what is
-held here, and given again what was finished in the last KEEP_S seconds, since the leader before may have lost it.
+held here, and given again what was finished in the last KEEP_S seconds of the leader before and since: it may have
+lost that.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .wire import MAX_FRAME_BYTES, MAX_INPUTS_PER_FRAME, Attach, Outputs, Return
 from .wire.link import Link, LinkClosed
 
 KEEP_S = 5.0
-"""How long what was sent is kept for the next leader."""
+"""What was sent is kept for the next leader, until this one is heard so much later: while it is silent, all of it."""
 KEEP_BYTES = 16 * 1024 * 1024
 LINK_LOST = 1
 """Exit code of a runner whose control service is gone."""
@@ -43,6 +44,8 @@ class Outbox:
         self._done: deque[Done] = deque()
         self._sent: deque[tuple[float, int, list[Done]]] = deque()
         self._sent_bytes = 0
+        self.heard = time.monotonic()
+        """When something came from the leader."""
         self._sending = threading.Lock()
         self._relinking = threading.Lock()
 
@@ -104,12 +107,12 @@ class Outbox:
         now = time.monotonic()
         self._sent.append((now, size_bytes, batch))
         self._sent_bytes += size_bytes
-        while self._sent[0][0] < now - KEEP_S or (self._sent_bytes > KEEP_BYTES and len(self._sent) > 1):
+        while self._sent[0][0] < self.heard - KEEP_S or (self._sent_bytes > KEEP_BYTES and len(self._sent) > 1):
             self._sent_bytes -= self._sent.popleft()[1]
 
     def _attach(self, link: Link) -> None:
         """Say what is held and what was finished a moment ago. While this sends, nothing else does."""
-        sent = [one for at, _, batch in self._sent for one in batch if at > time.monotonic() - KEEP_S]
+        sent = [one for at, _, batch in self._sent for one in batch if at > self.heard - KEEP_S]
         held = {item[0]: item for item in (*(one[0] for one in (*sent, *self._done)), *self._held())}
         items = list(held.values())
         calls, indexes = [item[1] for item in items], [item[2] for item in items]

@@ -71,6 +71,8 @@ class Units:
 
     def _take(self, messages: Sequence[bytes]) -> None:
         """Act on frames from the control service."""
+        if messages:
+            self._outbox.heard = time.monotonic()
         for message in messages:
             match decode_to_runner(message):
                 case Deliver(call, deliveries, indexes, payloads, codecs):
