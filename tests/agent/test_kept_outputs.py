@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from nomadfn_agent import loop
+from nomadfn_agent.claims import Claims
 from nomadfn_agent.wire import OK, Attach, Deliver, Drain, Outputs, decode_from_runner, encode
 from nomadfn_agent.wire.link import LinkClosed
 
@@ -72,7 +73,7 @@ def test_the_next_leader_is_given_what_the_last_one_may_have_lost(
     monkeypatch.setattr(loop, "time", shown)
     first, second = ScriptedLink(clock, *script), ScriptedLink(clock, (0, Drain()))
     served: Any = loop.Loop(
-        first, lambda *item: (OK, b"result"), lambda delivery: None, lambda: None, lambda: second, "digest"
+        first, Claims(), lambda *item: (OK, b"result"), lambda delivery: None, lambda: None, lambda: second, "digest"
     )
     served.serve()
     attach, *rest = second.sent
