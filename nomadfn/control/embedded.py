@@ -28,7 +28,6 @@ async def serve(settings: Settings, parent: WarmParent, tell: Callable[[dict[str
 
     cluster = LocalCluster(parent, settings.capacity)
     storage = await _open_storage(settings.data_dir, cluster)
-    link_memory(storage.blobs.folder)
     # A private service has no callers but its own program: it is spared what the HTTP API costs at the start.
     http = None if private else bind(settings.host, settings.port, "port")
     ended: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
@@ -38,6 +37,7 @@ async def serve(settings: Settings, parent: WarmParent, tell: Callable[[dict[str
     except OSError as error:
         raise ConflictError(taken("data_port", settings.host, settings.data_port, error)) from None
     service.address.data_url = url("ws", settings.host, listener.sockets[0].getsockname()[1]) + "/v1/connect"
+    link_memory(storage.blobs.folder)
     await service.start()
     record = _announce(settings.data_dir, service, private)
     storage.lease.describe(f"pid {os.getpid()}, {service.address.http_url or 'private'}")
