@@ -35,9 +35,13 @@ def run(
     """
     if not context.args:
         context.fail("Missing argument 'FILE[::NAME]'.")
-    from nomadfn.cli import program
+    from nomadfn.sdk import service
 
     reference, *words = context.args
+    if os.path.isfile(reference.partition("::")[0]) and not (detach or {"--help", "-h"} & set(words)):
+        service.begin_private()  # It starts while the program is imported.
+    from nomadfn.cli import program
+
     threading.excepthook = program.report_in_thread  # for good: threads may outlive the run
     with _interrupts():
         code = _run(program.load_program(reference, as_modal=as_modal), reference, words, detach=detach, quiet=quiet)

@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from nomadfn_agent import context
@@ -180,8 +180,67 @@ def find_running(data_dir: Path) -> ServiceHandle | None:
     return ServiceHandle(data_url, http_url, token, False, data_dir, target)
 
 
+def begin_private() -> None:
+    """Where `attach_or_start` would start a private service: start it now, so that it comes up beside other work.
+
+    If nobody asks for it, it ends with this process.
+    """
+    global _begun
+    if _begun is None and not in_container() and load_profile().is_local and find_running(data_folder()) is None:
+        _begun = _launch()
+
+
 def start_private() -> ServiceHandle:
     """Start a control service of this process's own and wait until it serves."""
+    global _begun
+    launch, _begun = _begun, None
+    if launch is not None and launch.surroundings != _surroundings():
+        _end(launch.process, launch.lifeline, launch.folder, os.getpid())  # The program has changed its settings.
+        os.close(launch.ready)
+        launch = None
+    launch = launch or _launch()
+    try:
+        import websockets.client  # noqa: F401  needed next, and there is time while the service starts
+
+        record = _await_ready(launch.process, launch.ready, launch.folder)
+    except BaseException:
+        _end(launch.process, launch.lifeline, launch.folder, os.getpid())
+        raise
+    finally:
+        os.close(launch.ready)
+    handle = ServiceHandle(
+        data_url=str(record["data_url"]),
+        http_url=str(record["http_url"]),
+        token=os.environ.get("NOMADFN_TOKEN") or _read_token(launch.folder),
+        private=True,
+        data_dir=launch.folder,
+        target="this machine, a private control service",
+        process=launch.process,
+    )
+    end = weakref.finalize(handle, _end, launch.process, launch.lifeline, launch.folder, os.getpid())
+    handle._finalizer = end
+    return handle
+
+
+class _Launch(NamedTuple):
+    """A private service that starts."""
+
+    process: subprocess.Popen[bytes]
+    lifeline: int
+    ready: int
+    folder: Path
+    surroundings: tuple[str, dict[str, str]]
+
+
+def _surroundings() -> tuple[str, dict[str, str]]:
+    """What the service's settings depend on."""
+    return os.getcwd(), {name: value for name, value in os.environ.items() if name.startswith("NOMADFN_")}
+
+
+_begun: _Launch | None = None
+
+
+def _launch() -> _Launch:
     folder = Path(tempfile.mkdtemp(prefix=f"nomadfn-{os.getpid()}-"))
     lifeline_reader, lifeline = os.pipe()
     ready, ready_writer = os.pipe()
@@ -208,26 +267,7 @@ def start_private() -> ServiceHandle:
         os.close(lifeline_reader)
         os.close(ready_writer)
     _lifelines.add(lifeline)
-    try:
-        import websockets.client  # noqa: F401  needed next, and there is time while the service starts
-
-        record = _await_ready(process, ready, folder)
-    except BaseException:
-        _end(process, lifeline, folder, os.getpid())
-        raise
-    finally:
-        os.close(ready)
-    handle = ServiceHandle(
-        data_url=str(record["data_url"]),
-        http_url=str(record["http_url"]),
-        token=os.environ.get("NOMADFN_TOKEN") or _read_token(folder),
-        private=True,
-        data_dir=folder,
-        target="this machine, a private control service",
-        process=process,
-    )
-    handle._finalizer = weakref.finalize(handle, _end, process, lifeline, folder, os.getpid())
-    return handle
+    return _Launch(process, lifeline, ready, folder, _surroundings())
 
 
 def _await_ready(process: subprocess.Popen[bytes], ready: int, folder: Path) -> dict[str, Any]:

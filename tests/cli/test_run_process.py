@@ -126,6 +126,31 @@ def test_a_modal_program_runs_as_modal(cli: Cli) -> None:
     assert "--as-modal" in done.stderr
 
 
+OWN_SETTINGS = """
+import os
+os.environ["NOMADFN_LIMITS_MAP_IN_FLIGHT"] = "7"
+import nomadfn
+from nomadfn.sdk.client import default_client
+
+app = nomadfn.App("settings")
+
+@app.function()
+def square(x):
+    return x * x
+
+@app.local_entrypoint()
+def main():
+    print(square.remote(7), default_client().connect().map_window)
+"""
+
+
+def test_settings_that_the_program_makes_hold_for_its_service(cli: Cli) -> None:
+    cli.write("settings.py", OWN_SETTINGS)
+    done = cli.run("run", "settings.py")
+    assert done.stdout == "49 7\n", done
+    assert cli.leftovers() == []
+
+
 def test_help_of_an_entrypoint_starts_nothing(hello: Cli) -> None:
     done = hello.run("run", "hello.py::main", "--help")
     assert done.returncode == 0

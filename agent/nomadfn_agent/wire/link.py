@@ -15,6 +15,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from .deferred import defer
+
 if TYPE_CHECKING:
     from websockets.client import ClientProtocol
 
@@ -22,6 +24,9 @@ RECEIVE_BYTES = 512 * 1024
 MAX_MESSAGE_BYTES = 1 << 30
 DEAD_PEER_S = 30
 """A peer whose machine does not answer for this long is taken for gone."""
+
+# Half of what importing websockets costs is behind this one, which only its development versions use.
+defer("importlib.metadata")
 
 
 class LinkClosed(ConnectionError):
