@@ -169,13 +169,14 @@ def test_a_private_service_whose_disk_is_full_says_so(jobs: World) -> None:
                 size.spawn("x" * 1_000)
 
         @app.local_entrypoint()
-        def map():
-            list(size.map("x" * 300_000 for _ in range(100)))
+        def large():
+            while True:
+                size.spawn("x" * 300_000)
         """,
     )
     with small_disk(jobs.data, "2m"):
         jobs.nomadfn("run", "full.py::spawn", TMPDIR=str(jobs.data)).refused(3, "the disk is full")
-        jobs.nomadfn("run", "full.py::map", TMPDIR=str(jobs.data)).refused(3, "No space left", "make room")
+        jobs.nomadfn("run", "full.py::large", TMPDIR=str(jobs.data)).refused(3, "No space left", "make room")
     jobs.all_gone()
 
 
