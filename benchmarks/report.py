@@ -12,6 +12,8 @@ from typing import Any
 
 from .contenders import CONTENDERS, OURS
 
+FAILURE_CHARACTERS = 160
+
 MEASURES = {
     "noops": ("map of 10,000 no-ops", "inputs/s"),
     "kibibytes": ("map of 10,000 × 1 KiB, there and back", "inputs/s"),
@@ -126,7 +128,8 @@ def markdown(report: Report) -> str:
     for name in MEASURES:
         if name in report.results:
             lines += _rows(name, report.results[name])
-    for heading, items in (("Failed", report.failures), ("Notes", report.notes)):
+    failures = [one if len(one) <= FAILURE_CHARACTERS else f"{one[:FAILURE_CHARACTERS]} …" for one in report.failures]
+    for heading, items in (("Failed", failures), ("Notes", report.notes)):
         if items:
             lines += ["", f"{heading}:", "", *(f"- {item}" for item in items)]
     return "\n".join(lines)
