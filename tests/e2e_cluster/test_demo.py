@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -35,7 +36,7 @@ def bench(tmp_path: Path) -> Iterator[World]:
 
 
 @pytest.fixture
-def both(bench: World) -> World:
+def both(bench: World) -> Iterator[World]:
     """With `nomad` and `consul` on PATH, and nothing else but the system's own."""
     path, why_not = real_nomad.find()
     if not path:
@@ -44,7 +45,11 @@ def both(bench: World) -> World:
     (programs / "nomad").symlink_to(path)
     (programs / "consul").symlink_to(consul_binary())
     bench.env["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    return bench
+    # Nomad's sockets lie below it, and a socket's path has at most 107 characters.
+    bench.temporary = Path(tempfile.mkdtemp(prefix="nf-"))
+    bench.env["TMPDIR"] = str(bench.temporary)
+    yield bench
+    bench.temporary.rmdir()
 
 
 def started(world: World) -> Running:

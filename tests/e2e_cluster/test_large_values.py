@@ -14,16 +14,16 @@ PROGRAM = """
     app = nomadfn.App("large")
     LARGE = os.urandom(5 << 20)
 
-    @app.function(max_containers=2, scaledown_window=30)
+    @app.function(max_containers=2, scaledown_window=30, memory=256)
     def mirror(data):
         return data[::-1]
 
-    @app.function(max_containers=1, scaledown_window=30)
+    @app.function(max_containers=1, scaledown_window=30, memory=256)
     def outer(count):
         # A container calls its own app, with a large argument and a large result.
         return hashlib.sha256(mirror.remote(bytes(count))).hexdigest()
 
-    @app.function(max_containers=1, scaledown_window=30)
+    @app.function(max_containers=1, scaledown_window=30, memory=256)
     def picky(count):
         raise ValueError("x" * count)
 
