@@ -151,11 +151,14 @@ def clean_up(folder: Path) -> None:
 
 def kill_all_of(folder: Path) -> None:
     """First the executors, which would see to their tasks' end at leisure, then the tasks."""
-    mark = f"{folder}/".encode()
+    marks = f"{folder}/".encode(), f"{folder}\0".encode()
     for name in ("cmdline", "environ"):
         for entry in Path("/proc").iterdir():
             try:
-                if entry.name.isdigit() and int(entry.name) != os.getpid() and mark in (entry / name).read_bytes():
+                if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                    continue
+                content = (entry / name).read_bytes()
+                if any(mark in content for mark in marks):
                     os.kill(int(entry.name), signal.SIGKILL)
             except OSError:
                 pass  # It has ended meanwhile.
