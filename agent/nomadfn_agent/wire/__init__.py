@@ -28,6 +28,13 @@ from typing import Any
 
 import msgspec
 
+from .specs import AppSpec as AppSpec
+from .specs import AutoscalerSettings as AutoscalerSettings
+from .specs import CodeRef as CodeRef
+from .specs import FunctionSpec as FunctionSpec
+from .specs import RetryPolicy as RetryPolicy
+from .specs import SecretSpec as SecretSpec
+
 VERSION = 1
 MAX_FRAME_BYTES = 256 * 1024
 """What a sender aims at; one payload up to INLINE_PAYLOAD_BYTES may stand alone in a larger frame."""
@@ -54,84 +61,6 @@ MAP = 1
 SPAWN = 2
 SPAWN_MAP = 3
 DURABLE_KINDS = frozenset((SPAWN, SPAWN_MAP))
-
-
-class RetryPolicy(msgspec.Struct, frozen=True, gc=False):
-    """Delays in seconds: the n-th retry waits `min(initial_delay_s * backoff_coefficient**(n-1), max_delay_s)`."""
-
-    max_retries: int = 0
-    backoff_coefficient: float = 1.0
-    initial_delay_s: float = 1.0
-    max_delay_s: float = 60.0
-
-
-class AutoscalerSettings(msgspec.Struct, frozen=True, gc=False):
-    """How many containers a function may have; `max_containers=None` is no limit of the function's own."""
-
-    min_containers: int = 0
-    max_containers: int | None = None
-    buffer_containers: int = 0
-    scaledown_window_s: float = 60.0
-
-
-class SecretSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One secret of a function: values that its program has given, or the name of one that is kept elsewhere."""
-
-    name: str = ""
-    """`my-secret`, or where it stands: `nomad:a/path`, `consul:a/key`. Empty where `values` are all of it."""
-    required_keys: list[str] = []
-    values: dict[str, str] = {}
-
-
-class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One function as its program defines it. Readable as JSON: it stands in the registry like this."""
-
-    name: str
-    module: str = ""
-    """The module to import in the container; empty when `serialized_ref` carries the function."""
-    qualname: str = ""
-    serialized_ref: str = ""
-    """Digest of the blob with the cloudpickled function."""
-    is_async: bool = False
-    is_generator: bool = False
-    autoscaler: AutoscalerSettings = AutoscalerSettings()
-    timeout_s: float = 300.0
-    startup_timeout_s: float = 300.0
-    retries: RetryPolicy = RetryPolicy()
-    gpu: list[str] = []
-    cpu: float | None = None
-    memory_mib: int | None = None
-    env: dict[str, str] = {}
-    secrets: list[SecretSpec] = []
-    """In their order, and before `env`: what comes later wins."""
-    sealed: str = ""
-    """Where it is kept: all values of `env` and `secrets`, which are empty then, unreadable but for their owner."""
-    max_inputs: int = 1
-    target_inputs: int | None = None
-    max_batch_size: int = 0
-    batch_wait_ms: int = 0
-
-
-class CodeRef(msgspec.Struct, frozen=True, kw_only=True):
-    """The program's source: one zip archive, addressed by its digest, and what to do with it."""
-
-    digest: str = ""
-    main_module: str = ""
-    """Name under which the program's own file is imported; `__main__` is made an alias of it."""
-    origin: str = ""
-    """The folder that the archive was made from, so that tracebacks show the user's own paths."""
-    python: str = ""
-    """Minor version of the client's Python, "3.11"."""
-    as_modal: bool = False
-    """Install `nomadfn` under the name `modal` before any user code is imported."""
-
-
-class AppSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One app as its program defines it."""
-
-    name: str
-    functions: list[FunctionSpec] = []
-    code: CodeRef = CodeRef()
 
 
 class _Frame(msgspec.Struct, array_like=True, gc=False):
