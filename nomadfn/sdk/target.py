@@ -1,0 +1,64 @@
+"""Whom a call goes to, and how its arguments become what travels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nomadfn_agent.wire import bulk
+from nomadfn_agent.wire import payload as payloads
+
+from nomadfn.exception import SerializationError
+
+from . import maps
+from .calls import store
+from .client import Client
+
+
+@dataclass(frozen=True)
+class Target:
+    """A function as one control service knows it."""
+
+    client: Client
+    function_id: str
+    knows_main: bool
+    """Whether its containers know this program's `__main__`."""
+
+
+def packer(target: Target, function: str, kwargs: Mapping[str, Any], *, durable: bool) -> maps.Packer:
+    """Makes an input's payload out of its arguments: the bytes that travel, and whether they are a reference."""
+    dump, by_name, named = bulk.Dumper().dump, target.knows_main, dict(kwargs)
+
+    def pack(args: tuple[Any, ...]) -> list[bytes]:
+        try:
+            pieces = dump((args, named) if named else (args,))
+            if not by_name and bulk.names_main(pieces):
+                pieces = [payloads.cloud_dumps((args, named))]
+        except payloads.Unpicklable as error:
+            raise SerializationError(unpicklable_text(function, args, kwargs, error)) from None
+        return pieces
+
+    def keep(pieces: list[bytes], size: int) -> bytes:
+        client = target.client
+        maximum = client.connect().max_payload_bytes
+        return store(pieces, size, client.blobs, maximum, target.function_id, function, durable=durable)
+
+    return maps.Packer(pack, keep)
+
+
+def unpicklable_text(
+    function: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: payloads.Unpicklable
+) -> str:
+    """Which argument cannot be pickled."""
+    named = [(f"argument {place}", value) for place, value in enumerate(args, 1)]
+    named += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+    for name, value in named:
+        try:
+            payloads.dumps(value)
+        except payloads.Unpicklable as why:
+            return (
+                f"{name} of {function}, of type {type(value).__name__}, cannot be sent to a container: {why}; "
+                f"pass plain data instead, and make such things inside the function"
+            )
+    return f"the arguments of {function} cannot be sent to a container: {error}"
