@@ -18,6 +18,7 @@
       ServiceError             the control service cannot be reached or cannot go on
       UnsupportedError         part of Modal's API that nomadfn does not have
       TimeoutError
+        DeadlineExceededError  the call's `deadline` passed before it was started; a builtin TimeoutError, too
         FunctionTimeoutError   the function ran longer than its `timeout`
         OutputExpiredError     the result was kept for its time and is gone
 
@@ -26,6 +27,8 @@ does not swallow it, and `DeprecationError`, a warning that is raised.
 """
 
 from __future__ import annotations
+
+import builtins
 
 
 class Error(Exception):
@@ -120,6 +123,14 @@ class UnsupportedError(Error):
 
 class TimeoutError(Error):
     """Something of nomadfn took longer than it may. (`FunctionCall.get` raises the builtin one.)"""
+
+
+class DeadlineExceededError(TimeoutError, builtins.TimeoutError):
+    """The `deadline` of a `.remote` or `.map` passed before the input was started.
+
+    Of a spawn `FunctionCall.get` raises plain `TimeoutError` of this module for that: a builtin one would read as
+    "not there yet" to whoever polls.
+    """
 
 
 class FunctionTimeoutError(TimeoutError):

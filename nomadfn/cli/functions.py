@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from nomadfn.cli import scale
-from nomadfn.cli.scale import APP, JSON, NAME, changes_line, settings_line
-
 if TYPE_CHECKING:
     from nomadfn.cli.api_client import ApiClient
 
 commands = typer.Typer(
-    help="Functions: list, call, scale, explain, stats.",
+    help="Functions: list, call, scale, explain.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-scale.register(commands)
+APP = typer.Argument(metavar="APP", help="Name of a deployed app, or an app's id.")
+NAME = typer.Argument(metavar="FUNCTION", help="Name of the function.")
+JSON = typer.Option(False, "--json", help="Print all of it as JSON.")
 EXIT_USER_ERROR = 1
 CALL_WAIT_S = 2
 """A call that takes longer says what keeps its function from the containers that it wants, if anything does."""
@@ -68,13 +67,19 @@ def call_function(
     name: str = NAME,
     arguments: list[str] = typer.Argument(None, metavar="ARG", help="JSON, or else text: 3, '[1, 2]', hello."),
     keyword: list[str] = typer.Option([], "--keyword", "-k", metavar="NAME=VALUE", help="One by keyword; repeatable."),
+    deadline: float = typer.Option(None, metavar="SECONDS", help="Give up if it has not been started by then."),
+    priority: int = typer.Option(0, help="-100 to 100; higher goes first."),
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Call a function and print its result. Waits until the function is done."""
     from nomadfn.cli import output
     from nomadfn.cli.api_client import FunctionError, connect, path
 
-    body = {"args": [_value(text) for text in arguments or []], "kwargs": dict(_pair(text) for text in keyword)}
+    body: dict[str, Any] = {
+        "args": [_value(text) for text in arguments or []],
+        "kwargs": dict(_pair(text) for text in keyword),
+    }
+    body |= {"deadline": deadline, "priority": priority}
     service = connect()
     route = path("apps", app, "functions", name, "call", wait_s=CALL_WAIT_S)
     try:
@@ -95,6 +100,37 @@ def call_function(
         print(result)
 
 
+@commands.command("scale")
+def scale_function(
+    app: str = APP,
+    name: str = NAME,
+    min_containers: int = typer.Option(None, help="Containers that are always there."),
+    max_containers: str = typer.Option(None, metavar="<int|none>", help="Containers at the most; none is unlimited."),
+    buffer_containers: int = typer.Option(None, help="Idle containers beside the busy ones."),
+    scaledown_window: float = typer.Option(None, help="Seconds that a surplus container stays idle."),
+    as_json: bool = JSON,
+) -> None:
+    """Change autoscaler settings. They hold until the next deploy; what is not named stays."""
+    from nomadfn.cli import output
+    from nomadfn.cli.api_client import connect, path
+
+    changes: dict[str, Any] = {
+        "min_containers": min_containers,
+        "buffer_containers": buffer_containers,
+        "scaledown_window": scaledown_window,
+    }
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if max_containers is not None:
+        changes["max_containers"] = None if max_containers == "none" else _whole(max_containers)
+    if not changes:
+        raise typer.BadParameter("name at least one setting to change, for example --min-containers 2")
+    settings = connect().ask("PATCH", path("apps", app, "functions", name, "autoscaler"), changes)
+    if as_json:
+        output.print_json(settings)
+    else:
+        print(f"{app} {name}: {_settings_line(settings)}, until the next deploy")
+
+
 @commands.command("explain")
 def explain_function(app: str = APP, name: str = NAME, as_json: bool = JSON) -> None:
     """Show why a function has its containers. Figures, settings, and the last decisions with their reasons."""
@@ -105,10 +141,10 @@ def explain_function(app: str = APP, name: str = NAME, as_json: bool = JSON) -> 
     if as_json:
         output.print_json(content)
         return
-    changed = changes_line(content["changed"]) if content["overridden"] else ""
+    changed = " (changed since the deploy)" if content["overridden"] else ""
     ready = sum(1 for one in content["containers"] if one["state"] != "starting")
     print(f"{content['app']} {content['name']}")
-    print(f"settings    {settings_line(content['settings'])}{changed}")
+    print(f"settings    {_settings_line(content['settings'])}{changed}")
     run_time_s = content["run_time_s"]
     measured = "" if run_time_s is None else f", {_run_time(run_time_s)} an input"
     print(f"inputs      {content['pending']:,} pending, {content['running']:,} running{measured}")
@@ -160,6 +196,21 @@ def _pair(text: str) -> tuple[str, Any]:
     if not equals or not name.isidentifier():
         raise typer.BadParameter(f"--keyword takes NAME=VALUE, not {text!r}")
     return name, _value(value)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"--max-containers takes a whole number or none, not {text!r}") from None
+
+
+def _settings_line(settings: dict[str, Any]) -> str:
+    most = "unlimited" if settings["max_containers"] is None else settings["max_containers"]
+    return (
+        f"min {settings['min_containers']}, max {most}, buffer {settings['buffer_containers']}, "
+        f"window {settings['scaledown_window_s']:g} s"
+    )
 
 
 def _idle(idle_s: float | None) -> str:

@@ -31,6 +31,7 @@ from nomadfn.control.agent_bundle import Bundles
 from nomadfn.control.blob_api import BlobApi, Download
 from nomadfn.control.blob_desk import BlobDesk
 from nomadfn.control.http_server import ApiServer, serve_api
+from nomadfn.control.json_calls import read_call
 from nomadfn.control.metrics import MEDIA_TYPE
 
 __all__ = ["ApiServer", "Service", "create_api", "serve_api"]
@@ -118,7 +119,6 @@ def create_api(service: Service, blobs: BlobDesk, *, max_body_bytes: int = MAX_B
             Route("/v1/functions", api.list_functions),
             Route(function, api.explain_function),
             Route(f"{function}/autoscaler", api.scale_function, methods=["PATCH"]),
-            Route(f"{function}/stats", api.function_stats),
             Route(f"{function}/call", api.call_function, methods=["POST"]),
             Route(f"{function}/spawn", api.spawn_function, methods=["POST"]),
             Route("/v1/calls/{id}", api.call_info),
@@ -192,11 +192,7 @@ class _Api:
 
     async def scale_function(self, request: Request) -> Response:
         changes = await self._json_object(request)
-        body: dict[str, Any] = {"for_s": changes.pop("for_s")} if "for_s" in changes else {}
-        if isinstance(reset := changes.pop("reset", None), list):
-            body["reset"] = [AUTOSCALER_FIELDS.get(str(name), str(name)) for name in reset]
-        elif reset is not None:
-            raise exception.InvalidError(f"reset must be a list of settings, not {json.dumps(reset)[:80]}")
+        body: dict[str, Any] = {}
         for key, value in changes.items():
             if key not in AUTOSCALER_FIELDS:
                 raise exception.InvalidError(f'unknown setting "{key}"; there are {", ".join(AUTOSCALER_FIELDS)}')
@@ -208,21 +204,17 @@ class _Api:
         found = await self._perform(request, "function.lookup", dict(request.path_params))
         return _json(await self._perform(request, "function.scale", {"function_id": found["function_id"], **body}))
 
-    async def function_stats(self, request: Request) -> Response:
-        found = await self._perform(request, "function.lookup", dict(request.path_params))
-        return _json(await self._perform(request, "function.stats", {"function_id": found["function_id"]}))
-
     async def call_function(self, request: Request) -> Response:
         """Runs the function and waits for its result, up to `?wait_s=`; then 202 with the call to ask for."""
         wait_s = _number(request, "wait_s", WAIT_DEFAULT_S, WAIT_MAX_S)
-        body = {**request.path_params, "payload": await self._arguments(request), "wait_s": wait_s}
+        body = {**request.path_params, **await self._arguments(request), "wait_s": wait_s}
         outcome = await _unless_gone(request, self._perform(request, "call.json", body))
         if outcome.get("pending"):
             return _pending(outcome["call"])
         return await self._result(outcome["status"], outcome["payload"], outcome["codec"])
 
     async def spawn_function(self, request: Request) -> Response:
-        body = {**request.path_params, "payload": await self._arguments(request)}
+        body = {**request.path_params, **await self._arguments(request)}
         outcome = await self._perform(request, "call.spawn_json", body)
         return _json(outcome, 202, {"Location": f"/v1/calls/{outcome['call']}/result"})
 
@@ -271,16 +263,8 @@ class _Api:
     async def _perform(self, request: Request, operation: str, body: dict[str, Any]) -> Any:
         return await self._service.perform(operation, body, request.state.identity)
 
-    async def _arguments(self, request: Request) -> bytes:
-        """The body of a call, checked: `{"args": [...], "kwargs": {...}}`, both may be left out."""
-        form = 'the body of a call is {"args": [...], "kwargs": {...}}'
-        body = await self._json_object(request)
-        args, kwargs = body.pop("args", []), body.pop("kwargs", {})
-        if body:
-            raise exception.InvalidError(f'unknown key "{next(iter(body))}"; {form}')
-        if not isinstance(args, list) or not isinstance(kwargs, dict):
-            raise exception.InvalidError(f'"args" must be a list and "kwargs" an object; {form}')
-        return msgspec.json.encode({"args": args, "kwargs": kwargs})
+    async def _arguments(self, request: Request) -> dict[str, Any]:
+        return read_call(await self._json_object(request))
 
     async def _json_object(self, request: Request) -> dict[str, Any]:
         """The body as a JSON object; an empty body is an empty object."""

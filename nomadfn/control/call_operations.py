@@ -110,7 +110,10 @@ class CallOperations:
 
     async def _spawn_json(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         function = self._operations.find_function(str(body["app"]), str(body["name"]), identity)
-        return {"call": await self._service.clients.spawn(function, bytes(body["payload"]))}
+        call = await self._service.clients.spawn(
+            function, bytes(body["payload"]), int(body.get("priority", 0)), body.get("deadline_s")
+        )
+        return {"call": call}
 
     async def _call_json(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         """A durable call and a wait for its result: should the wait end first, the result can still be asked for."""

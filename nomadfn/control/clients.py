@@ -31,15 +31,21 @@ class Clients:
         self.submit_waiters: dict[str, asyncio.Future[None]] = {}
         """Calls made over HTTP that wait to be accepted."""
 
-    async def spawn(self, function: Function, arguments: bytes) -> str:
+    async def spawn(
+        self, function: Function, arguments: bytes, priority: int = 0, deadline_s: float | None = None
+    ) -> str:
         """A durable call with JSON arguments; returns its id once it is safe. Raises `ResourceExhaustedError`."""
         id = f"fc-{int(self._service.now()):08x}{token_hex(12)}"
         large = payload.is_large(arguments)
         data = await self._service.desk.keep(arguments, function.app) if large else arguments
         waiter: asyncio.Future[None] = self._service.loop.create_future()
         self.submit_waiters[id] = waiter
-        submission = calls.Submission(id, function.id, wire.SPAWN, 0, [data], wire.JSON, [0] if large else [])
-        self._core.submit(self._service.now(), LOCAL_SESSION, submission)
+        now = self._service.now()
+        refs = [0] if large else []
+        submission = calls.Submission(
+            id, function.id, wire.SPAWN, 0, [data], wire.JSON, refs, priority, deadline_of(now, deadline_s)
+        )
+        self._core.submit(now, LOCAL_SESSION, submission)
         self._service.poke()
         await waiter
         return id
@@ -100,7 +106,8 @@ class Clients:
                     frame.codec,
                     frame.refs,
                     frame.priority,
-                    NO_DEADLINE if frame.deadline_s is None else now + frame.deadline_s,
+                    deadline_of(now, frame.deadline_s),
+                    frame.parent,
                 ),
             )
         except Error as error:
@@ -169,6 +176,15 @@ class Clients:
                 if container is None:
                     self._core.end_session(self._service.now(), connection.id)
             self._service.poke()
+
+
+def deadline_of(now: float, deadline_s: float | None) -> float:
+    """A deadline in seconds from now as a time of the core's clock. Raises InvalidError for what is no such number."""
+    if deadline_s is None:
+        return NO_DEADLINE
+    if not 0 <= deadline_s < NO_DEADLINE:
+        raise InvalidError(f"a deadline of {deadline_s} is wrong: it is a number of seconds, 0 or more")
+    return now + deadline_s
 
 
 def resolve(waiter: asyncio.Future[None] | None) -> None:

@@ -29,6 +29,7 @@ class Submission(msgspec.Struct, gc=False):
     refs: Sequence[int] = ()
     priority: int = 0
     deadline: float = NO_DEADLINE
+    parent: str = ""
 
 
 def submit(state: State, now: float, session: Session, sub: Submission) -> None:
@@ -43,6 +44,9 @@ def submit(state: State, now: float, session: Session, sub: Submission) -> None:
         return _reject(state, session, sub, 0, "InvalidError", f"call id {sub.call} is in use by another call")
     if call is not None and call.cancelled:
         return _reject(state, session, sub, 0, "InputCancellation", f"call {sub.call} was cancelled")
+    if sub.priority not in limits.PRIORITIES:
+        text = f"a priority of {sub.priority} is out of range: {limits.PRIORITY_TEXT}"
+        return _reject(state, session, sub, 0, "InvalidError", text)
     if sub.kind >= wire.SPAWN:
         return _submit_durable(state, now, session, function, call, sub)
     return _submit_attached(state, session, function, call, sub, now)

@@ -14,6 +14,9 @@ from nomadfn_agent import wire
 MIN_RETRY_AFTER_S = 0.05
 MAX_RETRY_AFTER_S = 10.0
 DEFAULT_RETRY_AFTER_S = 1.0
+PRIORITIES = range(-100, 101)
+"""What `priority=` may be."""
+PRIORITY_TEXT = "it is a whole number from -100 to 100, the higher the sooner"
 SMALL_BYTES = 128
 """The result of a spawn always has so much room: what was admitted may fill half, and each input counts for as much."""
 

@@ -23,6 +23,7 @@ import msgspec
 from nomadfn_agent import wire
 
 from ..exception import InternalError
+from .deadlines import NEVER, Deadlines
 from .queue import FunctionQueue
 
 PENDING, RUNNING, DELAYED, COMMITTING, DONE = range(5)
@@ -40,7 +41,7 @@ _NEXT = (
     (COMMITTING, COMMITTING, COMMITTING, _NO, _NO),
     (_NO, _NO, _NO, DONE, _NO),
 )
-NO_DEADLINE = float("inf")
+NO_DEADLINE = NEVER
 
 STARTING, READY, DRAINING, STOPPING = range(4)
 CONTAINER_STATES = ("starting", "ready", "draining", "stopping")
@@ -71,6 +72,11 @@ class Input(msgspec.Struct, eq=False, gc=False):
                 f"(delivery {self.delivery}, {self.retries} retries, {self.losses} losses, suspect={self.suspect})"
             )
         self.state = state
+
+
+def is_open(one: Input) -> bool:
+    """Whether it has no result yet."""
+    return one.state < COMMITTING
 
 
 class Call(msgspec.Struct, eq=False, gc=False):
@@ -320,6 +326,7 @@ class Function:
         "arrived",
         "blocked",
         "containers",
+        "deadlines",
         "decisions",
         "failures",
         "id",
@@ -337,7 +344,6 @@ class Function:
         "roomy_heap",
         "running",
         "spec",
-        "temporary",
         "totals",
         "unplaced",
         "wanted",
@@ -350,9 +356,8 @@ class Function:
         self.totals = totals or Totals()
         self.revision = 1
         self.overrides: dict[str, Any] = {}
-        self.temporary: dict[str, tuple[Any, float]] = {}
-        """Over those: by setting its value, and until when (wall clock)."""
         self.queue: FunctionQueue[Input] = FunctionQueue()
+        self.deadlines: Deadlines[Input] = Deadlines(is_open)
         self.pending = [0, 0]
         """Inputs that wait: those of `.remote` and `.map`, and those of spawns."""
         self.running = [0, 0]
@@ -382,10 +387,7 @@ class Function:
     def settings(self) -> wire.AutoscalerSettings:
         """The autoscaler settings now in force: the decorator's, with what was changed since the deploy."""
         base = self.spec.autoscaler
-        if not self.overrides and not self.temporary:
-            return base
-        live = self.overrides | {name: value for name, (value, _) in self.temporary.items()}
-        return msgspec.structs.replace(base, **live)
+        return msgspec.structs.replace(base, **self.overrides) if self.overrides else base
 
     @property
     def target(self) -> int:

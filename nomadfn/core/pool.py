@@ -20,6 +20,7 @@ from .model import (
     DELAYED,
     DISPATCH,
     DRAINING,
+    NO_DEADLINE,
     PENDING,
     READY,
     REQUEUE,
@@ -57,6 +58,8 @@ _STEP_S = 0.001
 def enqueue(function: Function, now: float, call: Call, inputs: Sequence[Input]) -> None:
     """Inputs of one call begin to wait."""
     function.queue.add(call.caller, call.priority, inputs)
+    if inputs[0].deadline != NO_DEADLINE:
+        function.deadlines.add(inputs[0].deadline, inputs)
     if function.spec.max_batch_size:
         batching.note_arrival(function, now, len(inputs))
 
@@ -140,8 +143,21 @@ def _in_time(state: State, now: float, inputs: list[Input]) -> list[Input]:
     if not expired:
         return inputs
     for one in expired:
-        fail(state, now, one, "TimeoutError", DEADLINE_TEXT)
+        miss_deadline(state, now, one)
     return [one for one in inputs if is_live(one)]
+
+
+def drop_late(state: State, now: float, function: Function) -> None:
+    """Inputs that wait though their deadline is over fail at once, and not only when their turn comes."""
+    for one in function.deadlines.due(now):
+        if one.state in (PENDING, DELAYED):
+            miss_deadline(state, now, one)
+    state.touch(function)
+
+
+def miss_deadline(state: State, now: float, one: Input) -> None:
+    """Of a call that waits the error is a builtin TimeoutError, too; of a spawn that would read as "not there yet"."""
+    fail(state, now, one, "TimeoutError" if one.call.durable else "DeadlineExceededError", DEADLINE_TEXT)
 
 
 def _reserve(function: Function) -> int:
@@ -240,7 +256,6 @@ def take_outputs(
     """What a container gave back. A delivery that it does not hold is of an old attempt and is ignored."""
     function = container.function
     held = container.held
-    policy = function.spec.retries
     function.totals.count(statuses)
     done = _release(container, now, deliveries) if container.counts_slots else len(deliveries)
     if done:
@@ -256,7 +271,7 @@ def take_outputs(
             if delivery >= state.first_delivery:
                 drop_blob(state, status, payload)
             continue
-        if status & STATUS_MASK == wire.EXCEPTION and retries.may_retry(policy, one.retries + 1):
+        if status & STATUS_MASK == wire.EXCEPTION and may_retry(function, now, one):
             drop_blob(state, status, payload)
             function.totals.count([status], -1)
             retry_later(state, now, function, one)
@@ -278,6 +293,13 @@ def _release(container: Container, now: float, deliveries: list[int]) -> int:
         container.interrupted.pop(delivery, None)
         done += container.release(now, delivery)
     return done
+
+
+def may_retry(function: Function, now: float, one: Input) -> bool:
+    """Whether an attempt that failed is followed by another one: it has retries left, and time until its deadline."""
+    policy = function.spec.retries
+    again = one.retries + 1
+    return retries.may_retry(policy, again) and now + retries.delay_s(policy, again) < one.deadline
 
 
 def retry_later(state: State, now: float, function: Function, one: Input) -> None:
@@ -317,7 +339,9 @@ def requeue(state: State, now: float, function: Function, inputs: list[Input]) -
         one.move(REQUEUE)
         function.running[durable] -= 1
         function.pending[durable] += 1
-        if one.suspect:
+        if one.deadline <= now:
+            miss_deadline(state, now, one)
+        elif one.suspect:
             suspects.append(one)
         else:
             function.queue.put_back(one.call.caller, one.call.priority, [one])

@@ -3,6 +3,11 @@
 Higher priority first; within one priority callers take turns, so that one caller's long map does not stand
 before another's single input. An input that was cancelled stays where it is and is passed over when its
 turn comes: every operation is O(1), amortised, whatever the backlog.
+
+Low priorities age: each input that is given out before them counts, and after `AGING - 1` of those one of a lower
+priority is next. The lower priorities take turns in that. So the highest has all but one in `AGING`, and nobody
+starves. Age is counted in inputs and not in seconds, because a backlog that is hours old would make every
+priority meaningless if its mere time counted.
 """
 
 from __future__ import annotations
@@ -14,17 +19,25 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
+AGING = 8
+"""Of so many inputs in a row, one is of a lower priority than the highest that waits."""
+
 
 class FunctionQueue(Generic[Item]):
     """Pending items by priority and caller; beside them those that must run alone, and those that wait for a time."""
 
-    __slots__ = ("_delayed", "_levels", "_order", "_sequence", "alone")
+    __slots__ = ("_delayed", "_levels", "_order", "_passes", "_sequence", "_served", "_turns", "alone")
 
     def __init__(self) -> None:
         self._levels: dict[int, OrderedDict[str, deque[Item]]] = {}
         self._order: list[int] = []
         self._delayed: list[tuple[float, int, Item]] = []
         self._sequence = 0
+        self._passes = 0
+        """Inputs of the highest priority that were given out since one of a lower one was."""
+        self._turns = 0
+        self._served: dict[int, int] = {}
+        """Priority → which turn of a lower priority was its last one."""
         self.alone: deque[list[Item]] = deque()
         """Items that run with nothing beside them, before all others: one by one, of a batched function parts of what
         was one batch."""
@@ -41,6 +54,7 @@ class FunctionQueue(Generic[Item]):
         if level is None:
             level = self._levels[priority] = OrderedDict()
             self._order = sorted(self._levels, reverse=True)
+            self._served[priority] = self._turns
         line = level.get(caller)
         if line is None:
             line = level[caller] = deque()
@@ -49,23 +63,55 @@ class FunctionQueue(Generic[Item]):
     def take(self, count: int, is_live: Callable[[Item], bool]) -> list[Item]:
         """Up to `count` live items. Callers share them evenly and the one served goes to the end of the line."""
         taken: list[Item] = []
-        while self._order and len(taken) < count:
-            level = self._levels[self._order[0]]
+        order = self._order
+        while order and len(taken) < count:
+            priority, most = order[0], count
+            several = len(order) > 1
+            before = len(taken)
+            if several:
+                priority, room = self._turn()
+                most = min(count, before + room)
+            level = self._levels[priority]
+            while level and len(taken) < most:
+                caller, line = next(iter(level.items()))
+                share = max(1, (most - len(taken)) // len(level))
+                while line and share:
+                    item = line.popleft()
+                    if is_live(item):
+                        taken.append(item)
+                        share -= 1
+                if line:
+                    level.move_to_end(caller)
+                else:
+                    del level[caller]
+            if several:
+                self._age(priority, len(taken) - before)
             if not level:
-                del self._levels[self._order.pop(0)]
-                continue
-            caller, line = next(iter(level.items()))
-            share = max(1, (count - len(taken)) // len(level))
-            while line and share:
-                item = line.popleft()
-                if is_live(item):
-                    taken.append(item)
-                    share -= 1
-            if line:
-                level.move_to_end(caller)
-            else:
-                del level[caller]
+                self._drop(priority)
         return taken
+
+    def _turn(self) -> tuple[int, int]:
+        """The priority that is next, and how many it may give before another one is."""
+        room = AGING - 1 - self._passes
+        if room > 0:
+            return self._order[0], room
+        return min(self._order[1:], key=self._served.__getitem__), 1
+
+    def _age(self, priority: int, count: int) -> None:
+        """`count` inputs of a priority were given out while others waited."""
+        if priority == self._order[0]:
+            self._passes += count
+        elif count:
+            self._passes = 0
+            self._turns += 1
+            self._served[priority] = self._turns
+
+    def _drop(self, priority: int) -> None:
+        """Nothing waits in it any more."""
+        del self._levels[priority], self._served[priority]
+        self._order.remove(priority)
+        if len(self._order) < 2:
+            self._passes = 0
 
     def delay(self, item: Item, until: float) -> None:
         self._sequence += 1
@@ -104,5 +150,7 @@ class FunctionQueue(Generic[Item]):
     def clear(self) -> None:
         self._levels.clear()
         self._order.clear()
+        self._served.clear()
+        self._passes = 0
         self._delayed.clear()
         self.alone.clear()

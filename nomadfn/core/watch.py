@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from . import retries
 from .effects import Interrupt, Recall
 from .model import RUNNING, STARTING, Container, Function, Input
-from .pool import RECALL_AGAIN_S, retry_later, start_failed, stop, stuck_after_s
+from .pool import RECALL_AGAIN_S, may_retry, retry_later, start_failed, stop, stuck_after_s
 from .state import State, fail
 
 INTERRUPTED_S = 5.0
@@ -101,7 +100,7 @@ def _time_out_first(state: State, now: float, container: Container) -> None:
 def _run_over(state: State, now: float, function: Function, one: Input) -> None:
     if one.state != RUNNING:
         return None
-    if retries.may_retry(function.spec.retries, one.retries + 1):
+    if may_retry(function, now, one):
         return retry_later(state, now, function, one)
     text = f"{function.spec.name} ran longer than its timeout of {function.spec.timeout_s:g} s and was stopped"
     fail(state, now, one, "FunctionTimeoutError", text)

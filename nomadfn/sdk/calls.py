@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from nomadfn_agent import wire
+from nomadfn_agent.context import current_input_id
 from nomadfn_agent.wire import payload as payloads
 from nomadfn_agent.wire.store import BlobStore
 
@@ -23,6 +24,7 @@ from nomadfn.exception import RequestSizeError, ServiceError
 
 from . import errors
 from .blocking import Pending
+from .call_options import NO_OPTIONS, CallOptions
 
 Outcome = tuple[int, bytes, int]
 """Status, payload and codec of one result."""
@@ -85,13 +87,33 @@ def storing(what: str, size: int) -> Iterator[None]:
 class SingleCall:
     """One `.remote` or `.spawn`: one input. `outcome` gives its result, for a spawn None once it is safe."""
 
-    def __init__(self, session: Session, function_id: str, kind: int, data: bytes, is_ref: bool) -> None:
+    def __init__(
+        self,
+        session: Session,
+        function_id: str,
+        kind: int,
+        data: bytes,
+        is_ref: bool,
+        options: CallOptions = NO_OPTIONS,
+    ) -> None:
         self.id = new_call_id()
         self.outcome: Pending[Outcome | None] = Pending()
         self._session = session
-        self._submit = wire.Submit(self.id, function_id, kind, 0, [data], wire.PICKLE, [0] if is_ref else [])
+        self._options = options
+        self._submit = wire.Submit(
+            self.id,
+            function_id,
+            kind,
+            0,
+            [data],
+            wire.PICKLE,
+            [0] if is_ref else [],
+            options.priority,
+            parent=current_input_id() or "",
+        )
 
     def submit(self) -> None:
+        self._submit.deadline_s = self._options.rest_s
         self._session.send(self._submit)
 
     def take(self, frame: wire.Results) -> None:
@@ -110,6 +132,7 @@ class SingleCall:
         self.outcome.fail(error)
 
     def outstanding(self) -> list[wire.Submit]:
+        self._submit.deadline_s = self._options.rest_s
         return [self._submit]
 
 
@@ -120,8 +143,18 @@ class StreamCall:
     feeds the call flushes before it waits.
     """
 
-    def __init__(self, session: Session, function_id: str, function: str, kind: int, window: int) -> None:
+    def __init__(
+        self,
+        session: Session,
+        function_id: str,
+        function: str,
+        kind: int,
+        window: int,
+        options: CallOptions = NO_OPTIONS,
+    ) -> None:
         self.id = new_call_id()
+        self._options = options
+        self._parent = current_input_id() or ""
         self.arrived: deque[tuple[list[int], list[int], list[bytes], int]] = deque()
         self.submitted = 0
         self.done = 0
@@ -131,7 +164,7 @@ class StreamCall:
         self._function_id = function_id
         self._function = function
         self._kind = kind
-        self._window = window
+        self.window = window
         self._released = 0
         self._lock = threading.Lock()
         self._sending = threading.Lock()
@@ -151,12 +184,12 @@ class StreamCall:
 
     def room(self) -> int:
         """How many more inputs may be put now."""
-        return self._window - (self.submitted - self._released)
+        return self.window - (self.submitted - self._released)
 
     def wants_more(self) -> bool:
         """Whether there is room enough for a frame worth sending, or little enough under way to send a small one."""
         room = self.room()
-        return room >= CHUNK or (room > 0 and self.submitted - self.done <= self._window // 2)
+        return room >= CHUNK or (room > 0 and self.submitted - self.done <= self.window // 2)
 
     def put(self, data: bytes, is_ref: bool) -> bool:
         """Add the next input; says whether it is the first of a new frame, which nobody may flush."""
@@ -322,4 +355,16 @@ class StreamCall:
 
     def _frame(self, first: int, taken: list[bytes]) -> wire.Submit:
         refs = [place for place in range(len(taken)) if first + place in self._refs] if self._refs else []
-        return wire.Submit(self.id, self._function_id, self._kind, first, taken, wire.PICKLE, refs)
+        options = self._options
+        return wire.Submit(
+            self.id,
+            self._function_id,
+            self._kind,
+            first,
+            taken,
+            wire.PICKLE,
+            refs,
+            options.priority,
+            options.rest_s,
+            self._parent,
+        )

@@ -208,6 +208,8 @@ class MapRun:
         on_progress: Callable[[int, int], None],
         on_close: Callable[[bool], None],
     ) -> None:
+        self.chunk = max(1, min(CHUNK, call.window // 3))
+        """Results that are handed out before their room is given back."""
         self._call = call
         self._read = reader.read
         self._feeder = feeder
@@ -322,9 +324,11 @@ class MapVerb:
         kwargs: Mapping[str, Any] | None = None,
         order_outputs: bool = True,
         return_exceptions: bool = False,
+        max_ahead: int | None = None,
         **unknown: Any,
     ) -> Generator[Any, None, None]:
-        return iterate(self._prepare(iterables, kwargs, order_outputs, return_exceptions, unknown), self._name)
+        start = self._prepare(iterables, kwargs, order_outputs, return_exceptions, max_ahead, unknown)
+        return iterate(start, self._name)
 
     def aio(
         self,
@@ -332,9 +336,10 @@ class MapVerb:
         kwargs: Mapping[str, Any] | None = None,
         order_outputs: bool = True,
         return_exceptions: bool = False,
+        max_ahead: int | None = None,
         **unknown: Any,
     ) -> AsyncGenerator[Any, None]:
-        return iterate_async(self._prepare(iterables, kwargs, order_outputs, return_exceptions, unknown))
+        return iterate_async(self._prepare(iterables, kwargs, order_outputs, return_exceptions, max_ahead, unknown))
 
     def _prepare(
         self,
@@ -342,17 +347,36 @@ class MapVerb:
         kwargs: Mapping[str, Any] | None,
         ordered: bool,
         return_exceptions: bool,
+        max_ahead: int | None,
         unknown: Mapping[str, Any],
     ) -> Callable[[], Coroutine[Any, Any, MapRun]]:
         for key in unknown.keys() - {"wrap_returned_exceptions"}:
             raise InvalidError(
-                f"{self._name} has no option {key!r}; it takes kwargs, order_outputs and return_exceptions, and "
-                f"arguments for every call go into kwargs={{...}}"
+                f"{self._name} has no option {key!r}; it takes kwargs, order_outputs, return_exceptions and max_ahead, "
+                f"and arguments for every call go into kwargs={{...}}"
             )
+        check_max_ahead(self._name, max_ahead)
         if self._spread and len(iterables) != 1:
             raise InvalidError(f"{self._name} takes one iterable of argument tuples, not {len(iterables)}")
         inputs = Inputs(iterables, spread=self._spread, owner=self._name)
-        return partial(self._start, inputs, kwargs or {}, ordered=ordered, return_exceptions=return_exceptions)
+        return partial(
+            self._start,
+            inputs,
+            kwargs or {},
+            ordered=ordered,
+            return_exceptions=return_exceptions,
+            max_ahead=max_ahead,
+        )
+
+
+def check_max_ahead(owner: str, max_ahead: object) -> None:
+    """Raises InvalidError unless it is None or a whole number, 1 or more."""
+    good = isinstance(max_ahead, int) and not isinstance(max_ahead, bool) and max_ahead >= 1
+    if max_ahead is not None and not good:
+        raise InvalidError(
+            f"{owner}: max_ahead={max_ahead!r} must be a whole number, 1 or more: how many inputs may be taken "
+            f"before their results are read"
+        )
 
 
 def iterate(start: Callable[[], Coroutine[Any, Any, MapRun]], verb: str) -> Generator[Any, None, None]:
@@ -365,8 +389,8 @@ def iterate(start: Callable[[], Coroutine[Any, Any, MapRun]], verb: str) -> Gene
     run = run_sync(start())
     try:
         while batch := run_sync(run.next_batch()):
-            for first in range(0, len(batch), CHUNK):
-                chunk = batch[first : first + CHUNK]
+            for first in range(0, len(batch), run.chunk):
+                chunk = batch[first : first + run.chunk]
                 yield from chunk
                 run.release(len(chunk))
     finally:
@@ -378,8 +402,8 @@ async def iterate_async(start: Callable[[], Coroutine[Any, Any, MapRun]]) -> Asy
     run = await run_async(start())
     try:
         while batch := await run_async(run.next_batch()):
-            for first in range(0, len(batch), CHUNK):
-                chunk = batch[first : first + CHUNK]
+            for first in range(0, len(batch), run.chunk):
+                chunk = batch[first : first + run.chunk]
                 for value in chunk:
                     yield value
                 run.release(len(chunk))

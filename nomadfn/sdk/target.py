@@ -12,6 +12,7 @@ from nomadfn_agent.wire import payload as payloads
 from nomadfn.exception import SerializationError
 
 from . import maps
+from .call_options import NO_OPTIONS, CallOptions
 from .calls import store
 from .client import Client
 
@@ -24,6 +25,7 @@ class Target:
     function_id: str
     knows_main: bool
     """Whether its containers know this program's `__main__`."""
+    options: CallOptions = NO_OPTIONS
 
 
 def packer(target: Target, function: str, kwargs: Mapping[str, Any], *, durable: bool) -> maps.Packer:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from nomadfn_agent import wire
@@ -11,6 +12,7 @@ from nomadfn.exception import InvalidError
 
 from . import maps
 from .blocking import blocking, in_event_loop, looping
+from .call_options import CallSettings, check
 from .calls import SingleCall, StreamCall
 from .errors import Reader
 from .function_call import FunctionCall
@@ -33,6 +35,18 @@ class CallVerbs:
         """Whom to ask. Raises InvalidError when its app does not run, or NotFoundError."""
         raise NotImplementedError
 
+    def call_options(self, *, deadline: float | None = None, priority: int | None = None) -> CallVerbs:
+        """The same function with the same containers, whose calls have a deadline and a priority.
+
+        `deadline`: seconds from each call on after which its inputs are not started any more; such an input raises
+        DeadlineExceededError, which is also a builtin TimeoutError (for a spawn `exception.TimeoutError`). What runs
+        by then goes on. `priority`: a whole number from -100 to 100, 0 unless given; higher ones go first, and of
+        eight inputs one is of a lower priority, so that none starves. Raises InvalidError.
+
+            f.call_options(deadline=3, priority=5).remote(x)
+        """
+        return CallsWithOptions(self, check(f"{self.name}.call_options", deadline, 0 if priority is None else priority))
+
     @blocking
     async def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Call it in a container and wait for what it returns. What it raises is raised here, as its own type."""
@@ -40,7 +54,7 @@ class CallVerbs:
         target = await self._target()
         client = target.client
         data, is_ref = await packer(target, self.name, kwargs, durable=False).apart(args)
-        call = SingleCall(client, target.function_id, wire.REMOTE, data, is_ref)
+        call = SingleCall(client, target.function_id, wire.REMOTE, data, is_ref, target.options)
         client.begin(call)
         call.submit()
         try:
@@ -62,7 +76,7 @@ class CallVerbs:
         self._refuse_generator("spawn")
         target = await self._target()
         data, is_ref = await packer(target, self.name, kwargs, durable=True).apart(args)
-        call = SingleCall(target.client, target.function_id, wire.SPAWN, data, is_ref)
+        call = SingleCall(target.client, target.function_id, wire.SPAWN, data, is_ref, target.options)
         target.client.begin(call)
         call.submit()
         await call.outcome
@@ -75,7 +89,7 @@ class CallVerbs:
         inputs = maps.Inputs(iterables, spread=False, owner=f"{self.name}.spawn_map")
         target = await self._target()
         client = target.client
-        call = StreamCall(client, target.function_id, self.name, wire.SPAWN_MAP, SPAWN_WINDOW)
+        call = StreamCall(client, target.function_id, self.name, wire.SPAWN_MAP, SPAWN_WINDOW, target.options)
         client.begin(call)
         try:
             await maps.put_all(call, inputs, packer(target, self.name, kwargs or {}, durable=True), client.later)
@@ -94,6 +108,8 @@ class CallVerbs:
 
         `kwargs` goes to every call. `order_outputs=False` gives results as they come, `return_exceptions=True`
         gives exceptions in their place instead of raising the first. Nothing happens before it is iterated.
+        `max_ahead=k` (1 or more; 1,000 unless given, and at the most): so many inputs at the most have been taken
+        whose results the loop has not finished with, so that a slow loop keeps few results in memory.
         """
         return maps.MapVerb(self._map_run, f"{self.name}.map", spread=False)
 
@@ -104,11 +120,18 @@ class CallVerbs:
 
     @looping
     async def for_each(
-        self, *iterables: Any, kwargs: Mapping[str, Any] | None = None, ignore_exceptions: bool = False
+        self,
+        *iterables: Any,
+        kwargs: Mapping[str, Any] | None = None,
+        ignore_exceptions: bool = False,
+        max_ahead: int | None = None,
     ) -> None:
-        """Run it for each item, in any order, and drop what it returns."""
+        """Run it for each item, in any order, and drop what it returns. `max_ahead` is as for `map`."""
+        maps.check_max_ahead(f"{self.name}.for_each", max_ahead)
         inputs = maps.Inputs(iterables, spread=False, owner=f"{self.name}.for_each")
-        run = await self._map_run(inputs, kwargs or {}, ordered=False, return_exceptions=ignore_exceptions)
+        run = await self._map_run(
+            inputs, kwargs or {}, ordered=False, return_exceptions=ignore_exceptions, max_ahead=max_ahead
+        )
         try:
             while batch := await run.next_batch():
                 run.release(len(batch))
@@ -131,13 +154,16 @@ class CallVerbs:
         *,
         ordered: bool = True,
         return_exceptions: bool = False,
+        max_ahead: int | None = None,
     ) -> maps.MapRun:
         """Start one iteration over a map."""
         self._refuse_generator("map")
         target = await self._target()
         client = target.client
-        welcome = client.connect()
-        call = StreamCall(client, target.function_id, self.name, wire.MAP, welcome.map_window)
+        window = client.connect().map_window
+        if max_ahead is not None:
+            window = min(window, max_ahead)
+        call = StreamCall(client, target.function_id, self.name, wire.MAP, window, target.options)
         if in_event_loop() and not client.blobs.is_here():
             inputs.never_blocks = False  # what is large goes over HTTP, and the loop shall not wait for that
         items = iter(()) if inputs.is_async else inputs.iterator()
@@ -164,3 +190,43 @@ class CallVerbs:
             on_progress=lambda submitted, done: client.tell(observer.map_advanced, key, submitted, done),
             on_close=on_close,
         )
+
+
+class CallsWithOptions(CallVerbs):
+    """What `call_options` gives: every verb of the function, for calls that say more than their arguments."""
+
+    def __init__(self, function: CallVerbs, settings: CallSettings) -> None:
+        self._function = function
+        self._settings = settings
+        self.name = function.name
+
+    @property
+    def is_generator(self) -> bool:
+        return self._function.is_generator
+
+    async def _target(self) -> Target:
+        options = self._settings.begin()
+        return replace(await self._function._target(), options=options)
+
+    def call_options(self, *, deadline: float | None = None, priority: int | None = None) -> CallVerbs:
+        """As that of a function; what is not given stays as it was said before."""
+        before = self._settings
+        return self._function.call_options(
+            deadline=before.deadline_s if deadline is None else deadline,
+            priority=before.priority if priority is None else priority,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self._function, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)  # type: ignore[operator]
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[CallVerbs, CallSettings]]:
+        return CallsWithOptions, (self._function, self._settings)
+
+    def __repr__(self) -> str:
+        said = self._settings
+        return f"{self._function!r}.call_options(deadline={said.deadline_s}, priority={said.priority})"

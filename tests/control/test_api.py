@@ -205,7 +205,13 @@ def test_a_call_hands_over_its_json_and_gets_the_result_untouched(client: Client
     operation, body = service.asked[0]
     assert operation == "call.json"
     assert json.loads(body.pop("payload")) == {"args": [1], "kwargs": {"y": 2}}
-    assert body == {"app": "shop", "name": "f", "wait_s": 60.0}
+    assert body == {"app": "shop", "name": "f", "wait_s": 60.0, "deadline_s": None, "priority": 0}
+
+
+def test_a_call_may_have_a_deadline_and_a_priority(client: Client, service: TableService) -> None:
+    service.answers["call.json"] = outcome(wire.OK, b"1")
+    assert client.ask("POST", CALL, {"deadline": 2.5, "priority": -3})[0] == 200
+    assert (service.asked[0][1]["deadline_s"], service.asked[0][1]["priority"]) == (2.5, -3)
 
 
 def test_a_call_without_a_body_has_no_arguments(client: Client, service: TableService) -> None:
@@ -298,6 +304,10 @@ def test_a_fault_of_ours_shows_nothing_of_itself(
         (b'{"arg": [1]}', 'unknown key "arg"'),
         (b'{"args": 1}', '"args" must be a list'),
         (b'{"kwargs": []}', '"kwargs" an object'),
+        (b'{"deadline": 0}', '"deadline" must be a number of seconds'),
+        (b'{"deadline": "3"}', '"deadline" must be a number of seconds'),
+        (b'{"priority": 1.5}', "-100 to 100"),
+        (b'{"priority": 200}', "-100 to 100"),
         (b"\xff\xfe", "not valid JSON"),
         (b"[" * 4000, "not valid JSON"),
     ],

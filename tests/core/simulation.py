@@ -349,12 +349,14 @@ class World:
         if status == wire.EXCEPTION:
             assert work.does == "raise", f"{where}: never raises"
             shared = function.max_batch_size > 0 and traits.hangs  # a batch that hangs costs all of it a retry
-            assert work.times > function.retries.max_retries or shared, f"{where}: had retries left"
+            excused = shared or call.deadline_s is not None  # no attempt begins after the deadline
+            assert work.times > function.retries.max_retries or excused, f"{where}: had retries left"
             return
         error = failure_of(payload)
         allowed = {
             "InputCancellation": call.cancelled or call.orphaned or self.is_stopped(call.function),
-            "TimeoutError": call.deadline_s is not None,
+            "TimeoutError": call.deadline_s is not None and call.durable,
+            "DeadlineExceededError": call.deadline_s is not None and not call.durable,
             "ExecutionError": traits.start_fails > 0,
             "FunctionTimeoutError": work.does == "hang" or (function.max_batch_size > 0 and traits.hangs),
             "InternalFailure": work.does == "poison",

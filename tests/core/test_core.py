@@ -299,7 +299,7 @@ def test_a_deadline_that_passed_drops_the_input_unrun() -> None:
     world.start(1)
     found = world.settle()
     assert of(found, effects.Deliver) == []
-    assert failure_of(of(found, effects.SendResults)).error == "TimeoutError"
+    assert failure_of(of(found, effects.SendResults)).error == "DeadlineExceededError"
 
 
 def test_results_that_were_not_acknowledged_are_sent_again_to_a_session_that_comes_back() -> None:
@@ -536,3 +536,77 @@ def finished_input() -> Any:
 def test_a_step_that_is_not_in_the_table_is_a_fault_that_tells_the_inputs_story(finished_input: Any) -> None:
     with pytest.raises(InternalError, match=r"input 0 of fc-\w+ cannot dispatch while done"):
         finished_input.move(0)
+
+
+def test_a_deadline_ends_the_wait_even_where_no_container_comes() -> None:
+    world = World(capacity=0)
+    call = world.submit(b"1", b"2", deadline=world.now + 3)
+    other = world.submit(b"3")
+    assert of(world.wait(2.9), effects.SendResults) == []
+    (results,) = of(world.wait(0.2), effects.SendResults)
+    assert (results.call, results.indexes) == (call, [0, 1])
+    assert {payload.decode_failure(one).error for one in results.payloads} == {"DeadlineExceededError"}
+    assert world.core.function(world.function).waiting_inputs == 1
+    assert world.core.state.calls[other].finished is False
+
+
+def test_what_runs_at_its_deadline_goes_on_and_what_came_back_by_then_does_not_run_again() -> None:
+    world = World(capacity=2)
+    world.submit(b"1", deadline=world.now + 3)
+    world.submit(b"2", deadline=world.now + 3)
+    world.start(2)
+    first, second = of(world.settle(), effects.Deliver)
+    assert of(world.wait(4), effects.SendResults) == []
+    world.answer(first)
+    world.core.container_lost(world.now, second.container, "killed", "")
+    results = of(world.settle(), effects.SendResults)
+    assert sorted(one.statuses[0] for one in results) == [wire.OK, wire.FAILURE]
+
+
+def test_no_retry_begins_after_the_deadline_and_the_exception_is_the_result() -> None:
+    world = World(capacity=1, retries=wire.RetryPolicy(5, 1.0, 2.0))
+    world.submit(b"1", deadline=world.now + 3)
+    world.start(1)
+    (deliver,) = of(world.settle(), effects.Deliver)
+    world.answer(deliver, wire.EXCEPTION)
+    (again,) = of(world.wait(2.1), effects.Deliver)
+    world.answer(again, wire.EXCEPTION, data=b"what it raised")
+    (results,) = of(world.settle(), effects.SendResults)
+    assert (results.statuses, results.payloads) == ([wire.EXCEPTION], [b"what it raised"])
+
+
+def test_the_deadline_of_a_spawn_survives_a_restart() -> None:
+    world = World(capacity=0)
+    call = world.submit(b"1", kind=wire.SPAWN, deadline=world.now + 3)
+    segment = world.journal()
+    again = Core(epoch=2, capacity=0)
+    again.restore_app(world.now, APP, world.spec, SESSION, False, 0)
+    again.replay(segment)
+    again.end_replay(world.now)
+    again.tick(world.now + 3.1)
+    again.settle(world.now + 3.1)
+    _, number = again.take_records()
+    again.durable(world.now + 3.1, number)
+    one = again.state.calls[call].get(0)
+    assert one is not None
+    assert one.status == wire.FAILURE
+    assert payload.decode_failure(one.payload).error == "TimeoutError", "a builtin one would read as: not there yet"
+
+
+def test_a_higher_priority_is_handed_out_first() -> None:
+    world = World(capacity=1)
+    low = world.submit(b"1", b"2")
+    high = world.submit(b"3", priority=5)
+    world.start(1)
+    (first,) = of(world.settle(), effects.Deliver)
+    world.answer(first, run_s=1.0)
+    (second,) = of(world.settle(), effects.Deliver)
+    assert [first.call, second.call] == [high, low]
+
+
+def test_a_priority_out_of_range_is_refused() -> None:
+    world = World()
+    world.submit(b"1", priority=101)
+    (reject,) = of(world.settle(), effects.Reject)
+    assert reject.error == "InvalidError"
+    assert "-100 to 100" in reject.message

@@ -116,6 +116,54 @@ def test_an_endless_generator_is_pulled_no_further_than_the_window(
     double.wait_until(lambda: len(cancelled(double)) == 1)
 
 
+@pytest.mark.parametrize("order_outputs", [True, False])
+@pytest.mark.parametrize("ahead", [1, 2, 7, 100])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_no_more_than_max_ahead_inputs_are_taken_before_their_results_are_read(
+    app: App, double: Double, order_outputs: bool, ahead: int, is_async: bool
+) -> None:
+    pulled = taken = 0
+    most_ahead = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal pulled, most_ahead
+        for x in itertools.count(100):
+            pulled += 1
+            most_ahead = max(most_ahead, pulled - taken)
+            yield x
+
+    square = app.registered_functions["square"]
+    if is_async:
+
+        async def run() -> None:
+            nonlocal taken
+            results = square.map.aio(endless(), order_outputs=order_outputs, max_ahead=ahead)
+            async for _ in results:
+                taken += 1
+                if taken == 500:
+                    break
+            await results.aclose()
+
+        asyncio.run(run())
+    else:
+        results = square.map(endless(), order_outputs=order_outputs, max_ahead=ahead)
+        for _ in range(500):
+            next(results)
+            taken += 1
+        results.close()
+    # The loop counts a result when it has it, which is before the map knows that it is done with it.
+    assert most_ahead <= ahead + 1
+    assert ahead // 2 <= most_ahead, "and no less than it may"
+
+
+def test_a_max_ahead_of_more_than_the_window_is_the_window(app: App, double: Double) -> None:
+    double.window = 50
+    square = app.registered_functions["square"]
+    assert list(square.map(iter(range(20, 220)), max_ahead=10_000)) == [x * x for x in range(20, 220)]
+    square.for_each(range(20, 40), max_ahead=1)
+    assert [len(one.payloads) for one in double.submitted[-20:]] == [1] * 20
+
+
 def test_a_long_map_keeps_nothing_of_what_is_done(app: App, double: Double) -> None:
     def blocks() -> int:
         for memory in (double.submitted, double.frames, double._done):
@@ -328,5 +376,10 @@ def test_wrong_options_and_inputs_are_refused(app: App) -> None:
         list(square.map(5))
     with pytest.raises(InvalidError, match="no option 'y'"):
         square.map([1], y=2)
+    for wrong in (0, -1, 1.5, True, "3"):
+        with pytest.raises(InvalidError, match=r"max_ahead=.* must be a whole number, 1 or more"):
+            square.map([1], max_ahead=wrong)
+        with pytest.raises(InvalidError, match="max_ahead"):
+            square.for_each([1], max_ahead=wrong)
     with pytest.raises(InvalidError, match="one iterable"):
         square.starmap([(1, 2)], [(3, 4)])

@@ -115,6 +115,8 @@ class Submit(_Frame, tag=3):
     priority: int = 0
     deadline_s: float | None = None
     """Seconds from now after which the inputs are not started any more."""
+    parent: str = ""
+    """Id of the input that makes this call, where one does."""
 
 
 class Accepted(_Frame, tag=4):
