@@ -29,14 +29,17 @@ def adopt_orphans() -> None:
         _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def run_container(main: Callable[[], int], env: Mapping[str, str], streams: tuple[int, int], parent: int) -> NoReturn:
+def run_container(
+    main: Callable[[], int], env: Mapping[str, str], streams: tuple[int, int], parent: int, kept: frozenset[int]
+) -> NoReturn:
     """Never returns: `main` runs as a container of its own, and the process ends with its exit code.
 
-    `streams` are the write ends for stdout and stderr; `parent` is the supervisor's process id.
+    `streams` are the write ends for stdout and stderr; `parent` is the supervisor's process id; of its files only
+    `kept` stay open.
     """
     status = 1
     try:
-        _detach(streams, parent)
+        _detach(streams, parent, kept)
         os.environ.update(env)
         random.seed()
         if "numpy" in sys.modules:
@@ -56,7 +59,7 @@ def run_container(main: Callable[[], int], env: Mapping[str, str], streams: tupl
             os._exit(status)
 
 
-def _detach(streams: tuple[int, int], parent: int) -> None:
+def _detach(streams: tuple[int, int], parent: int, kept: frozenset[int]) -> None:
     os.setpgid(0, 0)
     if _libc is not None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -71,7 +74,7 @@ def _detach(streams: tuple[int, int], parent: int) -> None:
     for source, target in ((nothing, 0), (streams[0], 1), (streams[1], 2)):
         os.dup2(source, target)
     for name in os.listdir("/dev/fd"):
-        if int(name) > 2:
+        if int(name) > 2 and int(name) not in kept:
             try:
                 os.close(int(name))
             except OSError:

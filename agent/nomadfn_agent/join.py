@@ -33,6 +33,8 @@ EXIT_USAGE = 2
 class Agent(Supervisor):
     """Serves whichever control service leads, until Nomad ends it."""
 
+    outlives_leaders = True
+
     def __init__(self, place: Place) -> None:
         self._asked = 0
         """How often it was told to end; signals may come from the next line on."""
@@ -40,6 +42,8 @@ class Agent(Supervisor):
         self._parent = os.getppid()
         self._seeker = Seeker(place, self._wake_write)
         self._framing: WebsocketFraming | None = None
+        self._leader = ""
+        """The data address of the control service that it has joined last."""
         self._ping_at = 0.0
         self._leaving = False
         self._seek()
@@ -55,6 +59,11 @@ class Agent(Supervisor):
         sock, protocol, more = link.release()
         self._framing = WebsocketFraming(protocol)
         self._ping_at = time.monotonic() + PING_S
+        former, self._leader = self._leader, self._seeker.joined
+        if former != self._leader:
+            for container in self._containers.values():
+                assert container.summons is not None
+                container.summons.call(self._leader)
         self.connect(sock, self._framing)
         if self._leaving:
             self._tell_leaving()

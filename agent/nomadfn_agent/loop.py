@@ -7,8 +7,7 @@ right to read is a lock; `_current` (the input that runs, or None) and `_watched
 are each written by one thread before it looks at the other's, so that one of the two always sees the other.
 
 On a cluster a lost link is not the end: `rejoin` gives one to the next leader, which is told by `Attach` what is
-held here, and given again what was finished in the last KEEP_S seconds of the leader before and since: it may have
-lost that.
+held here, and given again what the one before may have lost (`kept`).
 
 An input is claimed before it starts (`claims`). One that the supervisor has withdrawn by then is passed over, and
 named in a `Returned`, in case that what the supervisor said of it was lost on its way.
@@ -31,8 +30,10 @@ from itertools import repeat
 from typing import NoReturn
 
 from .claims import Claims
+from .kept import Done, Item, Kept
 from .wire import (
     REF,
+    Ack,
     Attach,
     Bind,
     Deliver,
@@ -52,15 +53,10 @@ QUIET_ROUNDS = 20
 FLUSH_NS = 1_000_000
 """The longest that an output waits for others while more inputs run. One with a blob waits for none: who gets it twice
 takes the second for one that nobody needs."""
-KEEP_S = 5.0
-"""What was sent is kept for the next leader, until this one is heard so much later: while it is silent, all of it."""
-KEEP_BYTES = 16 * 1024 * 1024
 LINK_LOST = 1
 """Exit code of a runner whose control service is gone."""
 
 Run = Callable[[int, str, int, bytes, int], tuple[int, bytes]]
-Item = tuple[int, str, int, bytes, int]
-Done = tuple[Item, int, bytes, int]
 
 
 class Loop:
@@ -85,11 +81,7 @@ class Loop:
         self._rejoin = rejoin
         self._code = code
         self._relinking = threading.Lock()
-        self._sent: deque[tuple[float, int, list[Done]]] = deque()
-        """When, how many bytes, and what, for the next leader."""
-        self._sent_bytes = 0
-        self._heard = time.monotonic()
-        """When something came from the leader."""
+        self._kept = Kept()
         self._run = run
         self._interrupt = interrupt
         self._before_send = before_send
@@ -99,6 +91,8 @@ class Loop:
         self._draining = False
         self._in_child = False
         self._current: Item | None = None
+        self._taking = False
+        """The main thread has an input in its hands that is neither in the queue nor the current one."""
         self._reading = threading.Lock()
         self._sending = threading.Lock()
         self._watched = False
@@ -121,6 +115,10 @@ class Loop:
                 self._run_queue()
                 self._end_watch()
 
+    @property
+    def link(self) -> Link:
+        return self._link
+
     def close(self) -> None:
         self._link.close()
 
@@ -128,9 +126,7 @@ class Loop:
         """Act on what the link has. Only for the thread that holds the right to read."""
         link = self._link
         try:
-            if messages := link.receive(timeout_s):
-                self._heard = time.monotonic()
-                self._take(messages)
+            self._take(link.receive(timeout_s))
         except LinkClosed as error:
             self._join_next(link, error)
 
@@ -140,6 +136,7 @@ class Loop:
         take, claim, put = queue.popleft, self._claims.claim, self._claims.put
         first_ns = start_ns = clock()
         while queue:
+            self._taking = True
             try:
                 item = take()
             except IndexError:  # An interrupt on the other thread has just emptied the queue.
@@ -149,23 +146,25 @@ class Loop:
                 self._passed_over.append(delivery)
                 continue
             self._current = item
+            self._taking = False
             if self._parked:
                 self._parked = False
                 self._unpark.set()
             status, payload = run(*item)
-            self._current = None
             if self._in_child:
                 self._before_send()
                 os._exit(0)
             end_ns = clock()
             took_ns = end_ns - start_ns
             done.append((item, status, payload, took_ns))
+            self._current = None
             start_ns = end_ns
             late = end_ns - first_ns >= FLUSH_NS or status >= REF
             if late or not queue or not put(delivery, status, payload, took_ns):
                 self._send_done()
                 self._glance()
                 first_ns = start_ns = clock()
+        self._taking = False
         self._send_done()
 
     def _send_done(self) -> None:
@@ -192,7 +191,7 @@ class Loop:
             if not batch:
                 return
             if self._rejoin is not None:
-                self._keep(batch)
+                self._kept.add(batch)
             del self._done[: len(batch)]
             link = self._link
             try:
@@ -201,14 +200,6 @@ class Loop:
             except LinkClosed as error:
                 lost = error
         self._join_next(link, lost)
-
-    def _keep(self, batch: list[Done]) -> None:
-        now = time.monotonic()
-        size_bytes = sum(len(payload) for _, _, payload, _ in batch)
-        self._sent.append((now, size_bytes, batch))
-        self._sent_bytes += size_bytes
-        while self._sent[0][0] < self._heard - KEEP_S or (self._sent_bytes > KEEP_BYTES and len(self._sent) > 1):
-            self._sent_bytes -= self._sent.popleft()[1]
 
     def _join_next(self, lost: Link, error: LinkClosed) -> None:
         """Go on with the next leader, unless another thread has seen to that; ends the process where there is none."""
@@ -228,13 +219,16 @@ class Loop:
                     self._link = link
 
     def _attach(self, link: Link) -> None:
-        """Say what is held and what was finished a moment ago. While this sends, nothing else does."""
-        sent = [one for at, _, batch in self._sent for one in batch if at > self._heard - KEEP_S]
-        running = self._current
+        """Say what is held and what was finished a moment ago. While this sends, nothing else does.
+
+        An input goes from the queue to what runs to what is done; looked at in this order, none is missed.
+        """
+        sent = self._kept.start_again()
         queued = [item for item in list(self._queue) if not self._claims.is_withdrawn(item[0])]
-        held = {item[0]: item for item in (*(one[0] for one in (*sent, *self._done)), *queued)}
-        if running is not None:
-            held[running[0]] = running
+        while self._taking:
+            time.sleep(0)
+        running = [item] if (item := self._current) is not None else []
+        held = {item[0]: item for item in (*(one[0] for one in (*sent, *self._done)), *running, *queued)}
         items = list(held.values())
         link.send(encode(Attach(self._code, 1, list(held), [item[1] for item in items], [item[2] for item in items])))
         if sent:
@@ -262,6 +256,8 @@ class Loop:
                     running = self._current
                     if running is not None and running[0] in deliveries:
                         self._interrupt(running[0])
+                case Ack(number):
+                    self._kept.acknowledge(number)
                 case Drain():
                     self._draining = True
                 case Bind():

@@ -1,8 +1,7 @@
 """A runner's outputs on their way, over one link after another.
 
 On a cluster a lost link is not the end: `rejoin` gives one to the next leader, which is told by `Attach` what is
-held here, and given again what was finished in the last KEEP_S seconds of the leader before and since: it may have
-lost that.
+held here, and given again what the one before may have lost (`kept`).
 """
 
 from __future__ import annotations
@@ -10,24 +9,16 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
+from .kept import Done, Item, Kept
 from .wire import MAX_FRAME_BYTES, MAX_INPUTS_PER_FRAME, Attach, Outputs, Returned, encode
 from .wire.link import Link, LinkClosed
 
-KEEP_S = 5.0
-"""What was sent is kept for the next leader, until this one is heard so much later: while it is silent, all of it."""
-KEEP_BYTES = 16 * 1024 * 1024
 LINK_LOST = 1
 """Exit code of a runner whose control service is gone."""
-
-Item = tuple[int, str, int, bytes, int]
-"""Delivery, call, index, payload, codec."""
-Done = tuple[Item, int, bytes, int]
-"""An input with its status, its payload and the nanoseconds that it took."""
 
 
 class Outbox:
@@ -42,10 +33,7 @@ class Outbox:
         self._held = held
         self._rejoin = rejoin
         self._done: deque[Done] = deque()
-        self._sent: deque[tuple[float, int, list[Done]]] = deque()
-        self._sent_bytes = 0
-        self.heard = time.monotonic()
-        """When something came from the leader."""
+        self.kept = Kept()
         self._sending = threading.Lock()
         self._relinking = threading.Lock()
 
@@ -95,7 +83,7 @@ class Outbox:
             batch.append(self._done.popleft())
             size_bytes += len(batch[-1][2])
         if self._rejoin is not None:
-            self._keep(batch, size_bytes)
+            self.kept.add(batch)
         link = self.link
         try:
             link.send(_outputs(batch))
@@ -103,17 +91,13 @@ class Outbox:
             return link, error
         return None
 
-    def _keep(self, batch: list[Done], size_bytes: int) -> None:
-        now = time.monotonic()
-        self._sent.append((now, size_bytes, batch))
-        self._sent_bytes += size_bytes
-        while self._sent[0][0] < self.heard - KEEP_S or (self._sent_bytes > KEEP_BYTES and len(self._sent) > 1):
-            self._sent_bytes -= self._sent.popleft()[1]
-
     def _attach(self, link: Link) -> None:
-        """Say what is held and what was finished a moment ago. While this sends, nothing else does."""
-        sent = [one for at, _, batch in self._sent for one in batch if at > self.heard - KEEP_S]
-        held = {item[0]: item for item in (*(one[0] for one in (*sent, *self._done)), *self._held())}
+        """Say what is held and what was finished a moment ago. While this sends, nothing else does.
+
+        An input is held until it is put here; looked at in this order, none is missed.
+        """
+        sent, here = self.kept.start_again(), list(self._held())
+        held = {item[0]: item for item in (*(one[0] for one in (*sent, *list(self._done))), *here)}
         items = list(held.values())
         calls, indexes = [item[1] for item in items], [item[2] for item in items]
         link.send(encode(Attach(self._code, self._slots, list(held), calls, indexes)))

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .claims import Claims
@@ -13,6 +14,7 @@ from .code import Code
 from .context import control_urls
 from .execute import flush_streams, make_executor
 from .loop import LINK_LOST, Loop
+from .summons import listen
 from .wire import VERSION, Bind, Hello, Ready, StartFailed, decode_to_runner, encode
 from .wire.link import Link, LinkClosed, LinkRefused
 from .wire.payload import encode as encode_payload
@@ -30,10 +32,11 @@ NOT_LOADED = 2
 """Exit code of a runner whose function could not be loaded; LINK_LOST is the other one of ours."""
 
 
-def main(claims: Claims) -> int:
+def main(claims: Claims, inbox: int | None = None) -> int:
     """Run the container that the environment describes, until it has drained. Returns its exit code.
 
-    NOMADFN_DATA_URL and NOMADFN_TOKEN say where to join, NOMADFN_CONTAINER_ID who this is.
+    NOMADFN_DATA_URL and NOMADFN_TOKEN say where to join, NOMADFN_CONTAINER_ID who this is. From `inbox` comes what
+    `Summons` has sent.
     """
     try:
         link = Link.connect(os.environ["NOMADFN_DATA_URL"], os.environ["NOMADFN_TOKEN"], CONNECT_TIMEOUT_S)
@@ -52,6 +55,8 @@ def main(claims: Claims) -> int:
         return NOT_LOADED
     rejoin = _Rejoin(code, os.environ["NOMADFN_DATA_URL"]) if control_urls() else None
     loop = _make_loop(link, claims, function, code, rejoin)
+    if rejoin is not None and inbox is not None:
+        listen(inbox, partial(_follow, loop, rejoin))
     link.send(encode(Ready(bind.spec.max_inputs)))
     loop.serve(rest)
     loop.close()
@@ -82,13 +87,23 @@ def _join(link: Link, *, again: bool = False) -> tuple[Bind, list[bytes]]:
     return bind, messages[1:]
 
 
+def _follow(loop: Loop | Units, rejoin: _Rejoin, data_url: str) -> None:
+    """The agent has joined the control service there: a link to any other one has had its time, ended or not."""
+    link = loop.link  # Before the look at where it leads to: one that is newer stays.
+    if rejoin.data_url != data_url:
+        rejoin.hint = data_url
+        link.hang_up()
+
+
 class _Rejoin:
     """Has the control service that leads now take this container on. Raises LinkClosed when none does in time."""
 
     def __init__(self, code: Code, data_url: str) -> None:
         self._code = code
-        self._data_url = data_url
+        self.data_url = data_url
         """Of the one that has it, or had it last."""
+        self.hint = ""
+        """Where the agent says that the next one is."""
 
     def __call__(self) -> Link:
         from .seek import REASONS
@@ -98,28 +113,29 @@ class _Rejoin:
         lost = ""  # At first the same leader may be there still.
         why: Exception = LinkClosed("no address of one is known")
         while True:
-            for url in control_urls():
+            hint, self.hint = self.hint, ""
+            for url in (hint, *control_urls()) if hint else control_urls():
                 try:
                     return self._try(url, lost)
                 except REASONS as error:
                     why = error
             if time.monotonic() > deadline:
                 raise LinkClosed(f"no other one has taken it on within {REJOIN_S:.0f} s: {why}")
-            lost = self._data_url
+            lost = self.data_url
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, REJOIN_PAUSE_S)
 
     def _try(self, url: str, lost: str) -> Link:
         from .seek import ask_leader
 
-        data_url = ask_leader(url, lost)
+        data_url = url if url.startswith("ws:") else ask_leader(url, lost)
         link = Link.connect(data_url, os.environ["NOMADFN_TOKEN"], REJOIN_TRY_S)
         try:
             self._code.move(_join(link, again=True)[0])
         except BaseException:
             link.close()
             raise
-        self._data_url = data_url
+        self.data_url = data_url
         return link
 
 

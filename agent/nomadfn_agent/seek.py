@@ -100,11 +100,16 @@ class Seeker:
         self._last = ""
         """The address that was good last."""
         self._lost = ""
-        """The data address of the leader that it was joined to last."""
+        """The data address of the leader that it was joined to last, and looks for another one than."""
         self._failures = 0
         self._joined_at = 0.0
         self._thread: threading.Thread | None = None
         self._found: tuple[Link, list[bytes]] | None = None
+
+    @property
+    def joined(self) -> str:
+        """The data address of the control service that it has joined last."""
+        return self._lost
 
     def look_at(self, urls: Sequence[str]) -> None:
         """Where control services are from now on; those that the job names stay good."""

@@ -27,6 +27,7 @@ from .channel import Channel, Framing, LengthFraming
 from .child import adopt_orphans, run_container
 from .claims import Claims
 from .output import Pipe, Tail
+from .summons import Summons
 from .wire import (
     Ended,
     Leaving,
@@ -63,11 +64,12 @@ HELD_SIGNALS = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 class Container:
     """One container that runs: its process, what it writes, and when it is to be killed."""
 
-    def __init__(self, name: str, pid: int, pipes: list[Pipe], claims: Claims) -> None:
+    def __init__(self, name: str, pid: int, pipes: list[Pipe], claims: Claims, summons: Summons | None) -> None:
         self.name = name
         self.pid = pid
         self.pipes = pipes
         self.claims = claims
+        self.summons = summons
         self.tail = Tail()
         self.kill_at: float | None = None
 
@@ -81,6 +83,9 @@ class Container:
 
 class Supervisor:
     """Serves a control service until it is told to end. Once a connection is lost, `_on_lost` says what follows."""
+
+    outlives_leaders = False
+    """Its containers go on with the next control service, to which it has to call them."""
 
     def __init__(self) -> None:
         self._channel = Channel()
@@ -151,7 +156,10 @@ class Supervisor:
         parent = os.getpid()
         claims = Claims()
         handles: list[int] = []
+        summons: Summons | None = None
         try:
+            if self.outlives_leaders:
+                summons = Summons()
             handles += os.pipe()
             handles += os.pipe()
             # A signal that finds the child before it is on its own feet waits.
@@ -161,6 +169,9 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
             for handle in handles:
                 os.close(handle)
+            if summons is not None:
+                summons.forked()
+                summons.close()
             self._send(Ended(name, 1, f"nomadfn: the container could not be started: {error}"))
             return
         out_read, out_write, err_read, err_write = handles
@@ -169,12 +180,16 @@ class Supervisor:
             self._channel.close()
             for other in self._containers.values():
                 other.claims.close()
-            run_container(partial(runner.main, claims), env, (out_write, err_write), parent)
+            inbox = None if summons is None else summons.inbox
+            kept = frozenset(() if inbox is None else (inbox,))
+            run_container(partial(runner.main, claims, inbox), env, (out_write, err_write), parent, kept)
         os.setpgid(pid, pid)  # The child does so too: whoever comes first, a signal to the group finds it.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
         os.close(out_write)
         os.close(err_write)
-        container = Container(name, pid, [Pipe(out_read, 1), Pipe(err_read, 2)], claims)
+        if summons is not None:
+            summons.forked()
+        container = Container(name, pid, [Pipe(out_read, 1), Pipe(err_read, 2)], claims, summons)
         self._containers[pid] = container
         self._pids[name] = pid
         self._send(Started(name, pid))
@@ -250,6 +265,8 @@ class Supervisor:
             self._log(container, pipe, pipe.close())
         self._send(Ended(container.name, exit_code, container.tail.lines()))
         container.claims.close()
+        if container.summons is not None:
+            container.summons.close()
 
     def _kill_orphans(self) -> None:
         """Kill adopted processes whose container is gone; a daemon of a living container stays."""

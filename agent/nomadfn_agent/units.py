@@ -22,9 +22,10 @@ from typing import Any
 from . import context
 from .batch import Batch
 from .code import Code
-from .outbox import Item, Outbox
+from .kept import Item
+from .outbox import Outbox
 from .outcomes import Coder, Outcome
-from .wire import Bind, Deliver, DeliverBatch, Drain, Interrupt, Returned, Withdraw, decode_to_runner
+from .wire import Ack, Bind, Deliver, DeliverBatch, Drain, Interrupt, Returned, Withdraw, decode_to_runner
 from .wire.link import Link, LinkClosed
 
 Unit = list[Item]
@@ -57,22 +58,27 @@ class Units:
         """What has come of a batch that is not whole."""
         self._draining = False
         self._in_child = False
+        self._changing = threading.RLock()
+        """Held while units change places."""
         os.register_at_fork(after_in_child=self._become_child)
 
     def serve(self, messages: Sequence[bytes] = ()) -> None:
         """Run units until the control service says `Drain`; ends the process when the link is lost for good."""
         raise NotImplementedError
 
+    @property
+    def link(self) -> Link:
+        return self._outbox.link
+
     def close(self) -> None:
         self._outbox.link.close()
 
     def _held(self) -> list[Item]:
-        return [item for unit in (*self._running.values(), *list(self._waiting), self._batch) for item in unit]
+        with self._changing:
+            return [item for unit in (*self._running.values(), *self._waiting, self._batch) for item in unit]
 
     def _take(self, messages: Sequence[bytes]) -> None:
         """Act on frames from the control service."""
-        if messages:
-            self._outbox.heard = time.monotonic()
         for message in messages:
             match decode_to_runner(message):
                 case Deliver(call, deliveries, indexes, payloads, codecs):
@@ -91,6 +97,8 @@ class Units:
                     self._outbox.tell(Returned(self._withdraw(frozenset(deliveries))))
                 case Interrupt(deliveries):
                     self._stop(frozenset(deliveries))
+                case Ack(number):
+                    self._outbox.kept.acknowledge(number)
                 case Drain():
                     self._draining = True
                 case Bind():
@@ -100,15 +108,13 @@ class Units:
     def _withdraw(self, deliveries: frozenset[int]) -> list[int]:
         """Take those of `deliveries` that have not been started out of what waits; returns which."""
         withdrawn: list[int] = []
-        for _ in range(len(self._waiting)):
-            try:
+        with self._changing:
+            for _ in range(len(self._waiting)):
                 unit = self._waiting.popleft()
-            except IndexError:
-                break
-            kept = [item for item in unit if item[0] not in deliveries]
-            withdrawn += [item[0] for item in unit if item[0] in deliveries]
-            if kept:
-                self._waiting.append(kept)
+                kept = [item for item in unit if item[0] not in deliveries]
+                withdrawn += [item[0] for item in unit if item[0] in deliveries]
+                if kept:
+                    self._waiting.append(kept)
         return withdrawn
 
     def _stop(self, deliveries: frozenset[int]) -> None:
@@ -179,9 +185,10 @@ class Tasks(Units):
 
     def _fill(self) -> None:
         while self._waiting and len(self._running) < self.slots:
-            unit = self._waiting.popleft()
-            first = unit[0][0]
-            self._running[first] = unit
+            with self._changing:
+                unit = self._waiting.popleft()
+                first = unit[0][0]
+                self._running[first] = unit
             self._tasks[first] = self._loop.create_task(self._run(unit))
         if self._draining and not self._running and not self._end.done():
             self._end.set_result(None)
@@ -199,9 +206,9 @@ class Tasks(Units):
         if self._in_child:
             self._before_send()
             os._exit(0)
+        self._finish(unit, outcomes, started_ns)
         del self._running[first], self._tasks[first]
         self._cancelled.discard(first)
-        self._finish(unit, outcomes, started_ns)
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -246,8 +253,6 @@ class Threads(Units):
     def serve(self, messages: Sequence[bytes] = ()) -> None:
         """Run units until the control service says `Drain`; ends the process when the link is lost for good."""
         self._jobs: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
-        self._changing = threading.RLock()
-        """Held while units change places."""
         self._threads: dict[int, int] = {}
         """First delivery → the thread that runs it, while user code does."""
         self._main = threading.get_ident()
@@ -302,10 +307,10 @@ class Threads(Units):
             if self._in_child:
                 self._before_send()
                 os._exit(0)
+            self._finish(unit, outcomes, started_ns)
             with self._changing:
                 del self._running[first]
                 self._cancelled.discard(first)
-            self._finish(unit, outcomes, started_ns)
             self._send()
             self._fill()
 

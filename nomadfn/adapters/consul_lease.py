@@ -129,6 +129,14 @@ class ConsulLease:
         """Who leads now, or None."""
         return self._insist(find_leader, self._store, self.shard)
 
+    def is_held(self) -> bool:
+        """Whether Consul says now that it is held here."""
+        hold = self._hold
+        if hold is None:
+            return False
+        entry = self._store.get(self.shard.lock)
+        return entry is not None and entry.session == hold.session
+
     def wait_for_change(self, known: Leader | None, timeout_s: float) -> Leader | None:
         """See `consul_discovery.wait_for_leader`; a standby waits here for None, also while Consul is away."""
         end = time.monotonic() + timeout_s

@@ -33,6 +33,7 @@ from nomadfn.adapters.nomad_agents import door, fetch_keys
 from nomadfn.adapters.nomad_api import NomadAddress, NomadApi
 from nomadfn.adapters.nomad_cluster import NomadCluster
 from nomadfn.control import api
+from nomadfn.control.acknowledging import acknowledge_outputs
 from nomadfn.control.address import Address
 from nomadfn.control.connections import listen
 from nomadfn.control.containers import needs_for
@@ -195,6 +196,7 @@ class _Member:
         Jobs(nomad, job, cluster).add_to(service.operations)
         self._know_standbys(service)
         await service.start(lambda: cluster.rejoining)
+        service.keep(acknowledge_outputs(service, self._lease.is_held))
         on_overrides = service.operations.overrides.take
         registry.watch(PREFIX, lambda entries: self._soon(on_overrides, entries), on_fault=self._log)
         app = api.create_api(service, service.desk, max_body_bytes=self._settings.max_body_bytes)

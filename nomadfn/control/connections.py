@@ -46,6 +46,10 @@ class Connection(picows.WSListener):
         self.closed = False
         self.heard_at = time.monotonic()
         """When the last ping came; agents send one every 2 s."""
+        self.outputs = 0
+        """Frames of outputs that have come from a runner."""
+        self.acknowledged = 0
+        """How many of those it was told to be safe."""
         self.skipped = 0
         """Log lines that were not sent since the last one that was."""
         self._transport: picows.WSTransport | None = None

@@ -85,6 +85,11 @@ class Containers:
         """Containers of an earlier leader whose runner is not here yet."""
         return sum(one.container.adopted for one in self._runners.values())
 
+    def unacknowledged(self) -> list[Connection]:
+        """Runners whose outputs have come since they were told last what they need not keep."""
+        links = [one.connection for one in self._runners.values() if one.connection is not None]
+        return [one for one in links if one.outputs > one.acknowledged]
+
     def leave(self, why: str) -> None:
         """Let all runners go; they look for the next leader."""
         for runner in list(self._runners.values()):
@@ -149,6 +154,7 @@ class Containers:
         now = self._service.now()
         match frame:
             case wire.Outputs():
+                connection.outputs += 1
                 self._core.outputs(now, connection.id, frame.deliveries, frame.statuses, frame.payloads, frame.run_ns)
             case wire.Ready():
                 self._core.container_ready(now, connection.id, frame.slots)

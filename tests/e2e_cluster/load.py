@@ -127,10 +127,27 @@ class Load:
     def runs(self) -> dict[str, list[str]]:
         """Every run of each input of the programs, by kind and number: in which process, and when."""
         found: dict[str, list[str]] = {}
-        for one in sorted(self.folder.iterdir()):
+        for one in sorted(self.folder.iterdir(), key=lambda one: int(one.name.rpartition("_")[2])):
             kind, number, process, at_ns = one.name.split("_")
             found.setdefault(f"{kind}_{number}", []).append(f"process {process} at {int(at_ns) / 1e9:.3f}")
         return found
 
+    def processes(self) -> set[int]:
+        """Every process that an input has run in."""
+        return {int(run.split()[1]) for runs in self.runs().values() for run in runs}
+
     def run_again(self) -> dict[str, list[str]]:
         return {name: runs for name, runs in self.runs().items() if len(runs) > 1}
+
+    def run_again_in_vain(self) -> dict[str, list[str]]:
+        """Those whose container is alive: nothing was a reason to run them again."""
+        again = self.run_again().items()
+        return {name: runs for name, runs in again if any(is_alive(int(run.split()[1])) for run in runs[:-1])}
+
+
+def is_alive(process: int) -> bool:
+    """Whether it runs, and is not merely waiting to be reaped."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

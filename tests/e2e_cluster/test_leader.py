@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cluster_world import ClusterWorld, made_on_double
 from consul_server import running_consul
-from load import Load
+from load import Load, is_alive
 from world import eventually
 
 from nomadfn.adapters.consul_store import Shard
@@ -84,25 +84,31 @@ def test_leaders_are_killed_under_load_and_nothing_is_lost_or_runs_twice(load: L
     assert len(load.runs()) == sum(counts.values())
 
 
-def test_a_leader_frozen_beyond_its_lease_is_refused_and_steps_down(load: Load) -> None:
+@pytest.mark.parametrize("wakes", ["as soon as another one leads", "when all goes on without it"])
+def test_a_leader_frozen_beyond_its_lease_is_refused_and_steps_down(load: Load, wakes: str) -> None:
     """What it took and had not written when it was frozen is written by nobody but the next leader."""
     world = load.world
     load.start("spawn", "map")
     leading, before = world.leading(), world.led()
+    containers = load.processes()
     leading.process.send_signal(signal.SIGSTOP)
     frozen_at = time.monotonic()
     try:
         another_leads(world, before)
-        led_s = time.monotonic() - frozen_at
+        led_at = time.monotonic()
         # Nobody has closed a connection, and yet everybody finds the new one.
         load.goes_on("spawn", "acknowledged", frozen_at)
+        if wakes.startswith("when"):
+            eventually(lambda: sum(at > led_at for _, at in load.times("map", "result")) > 300, "maps go on", 90)
     finally:
         leading.process.send_signal(signal.SIGCONT)
     ended = leading.wait()
     assert ended.code == 5, ended
     assert "stepping down" in ended.err
     counts = load.finish()
-    print(f"another leader after {led_s:.1f} s; {counts}; run again {load.run_again()}")
+    print(f"another leader after {led_at - frozen_at:.1f} s; {counts}; run again {load.run_again()}")
+    assert load.run_again_in_vain() == {}
+    assert [one for one in containers if not is_alive(one)] == [], "no container had a reason to end"
     epochs = [epoch for epoch, _ in segments(world)]
     assert epochs == sorted(epochs)
 

@@ -153,6 +153,8 @@ class Results(_Frame, tag=6):
 
 
 class Ack(_Frame, tag=7):
+    """A client has every result up to this number; a leader, of a runner, as many frames of outputs of this link."""
+
     number: int
 
 
@@ -267,7 +269,7 @@ class Drain(_Frame, tag=28):
 class Attach(_Frame, tag=29):
     """A runner's frame behind Hello where another control service leads now: it goes on with what it has.
 
-    It names what it holds and what it has finished in the last seconds; an `Outputs` with the latter follows.
+    It names what it holds and what it has finished and its last leader may have lost; an `Outputs` with that follows.
     """
 
     code: str
@@ -378,7 +380,7 @@ class Leaving(_Frame, tag=46):
 ClientFrame = Hello | Submit | Ack | Request
 ToClientFrame = Welcome | Accepted | Rejected | Results | Reply | Log | Stats
 RunnerFrame = Hello | Ready | StartFailed | Outputs | Returned | Attach
-ToRunnerFrame = Bind | Deliver | DeliverBatch | Withdraw | Interrupt | Drain
+ToRunnerFrame = Bind | Ack | Deliver | DeliverBatch | Withdraw | Interrupt | Drain
 ToSupervisorFrame = Start | Stop | Recall | Joined
 SupervisorFrame = Started | Ended | Log | Withdrawn
 AgentFrame = SupervisorFrame | Leaving

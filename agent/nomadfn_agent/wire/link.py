@@ -138,6 +138,13 @@ class Link:
             pass
         self._socket.close()
 
+    def hang_up(self) -> None:
+        """Have whoever reads or writes find the link closed; any thread may."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
     def abandon(self) -> None:
         """Drop this process's copy of the socket and say nothing: for a forked child, whose parent goes on."""
         self._closed = True
