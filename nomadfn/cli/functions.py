@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from nomadfn.cli import scale
+from nomadfn.cli.scale import APP, JSON, NAME, changes_line, settings_line
+
 if TYPE_CHECKING:
     from nomadfn.cli.api_client import ApiClient
 
 commands = typer.Typer(
-    help="Functions: list, call, scale, explain.",
+    help="Functions: list, call, scale, explain, stats.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-APP = typer.Argument(metavar="APP", help="Name of a deployed app, or an app's id.")
-NAME = typer.Argument(metavar="FUNCTION", help="Name of the function.")
-JSON = typer.Option(False, "--json", help="Print all of it as JSON.")
+scale.register(commands)
 EXIT_USER_ERROR = 1
 CALL_WAIT_S = 2
 """A call that takes longer says what keeps its function from the containers that it wants, if anything does."""
@@ -100,37 +101,6 @@ def call_function(
         print(result)
 
 
-@commands.command("scale")
-def scale_function(
-    app: str = APP,
-    name: str = NAME,
-    min_containers: int = typer.Option(None, help="Containers that are always there."),
-    max_containers: str = typer.Option(None, metavar="<int|none>", help="Containers at the most; none is unlimited."),
-    buffer_containers: int = typer.Option(None, help="Idle containers beside the busy ones."),
-    scaledown_window: float = typer.Option(None, help="Seconds that a surplus container stays idle."),
-    as_json: bool = JSON,
-) -> None:
-    """Change autoscaler settings. They hold until the next deploy; what is not named stays."""
-    from nomadfn.cli import output
-    from nomadfn.cli.api_client import connect, path
-
-    changes: dict[str, Any] = {
-        "min_containers": min_containers,
-        "buffer_containers": buffer_containers,
-        "scaledown_window": scaledown_window,
-    }
-    changes = {key: value for key, value in changes.items() if value is not None}
-    if max_containers is not None:
-        changes["max_containers"] = None if max_containers == "none" else _whole(max_containers)
-    if not changes:
-        raise typer.BadParameter("name at least one setting to change, for example --min-containers 2")
-    settings = connect().ask("PATCH", path("apps", app, "functions", name, "autoscaler"), changes)
-    if as_json:
-        output.print_json(settings)
-    else:
-        print(f"{app} {name}: {_settings_line(settings)}, until the next deploy")
-
-
 @commands.command("explain")
 def explain_function(app: str = APP, name: str = NAME, as_json: bool = JSON) -> None:
     """Show why a function has its containers. Figures, settings, and the last decisions with their reasons."""
@@ -141,10 +111,10 @@ def explain_function(app: str = APP, name: str = NAME, as_json: bool = JSON) -> 
     if as_json:
         output.print_json(content)
         return
-    changed = " (changed since the deploy)" if content["overridden"] else ""
+    changed = changes_line(content["changed"]) if content["overridden"] else ""
     ready = sum(1 for one in content["containers"] if one["state"] != "starting")
     print(f"{content['app']} {content['name']}")
-    print(f"settings    {_settings_line(content['settings'])}{changed}")
+    print(f"settings    {settings_line(content['settings'])}{changed}")
     run_time_s = content["run_time_s"]
     measured = "" if run_time_s is None else f", {_run_time(run_time_s)} an input"
     print(f"inputs      {content['pending']:,} pending, {content['running']:,} running{measured}")
@@ -196,21 +166,6 @@ def _pair(text: str) -> tuple[str, Any]:
     if not equals or not name.isidentifier():
         raise typer.BadParameter(f"--keyword takes NAME=VALUE, not {text!r}")
     return name, _value(value)
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"--max-containers takes a whole number or none, not {text!r}") from None
-
-
-def _settings_line(settings: dict[str, Any]) -> str:
-    most = "unlimited" if settings["max_containers"] is None else settings["max_containers"]
-    return (
-        f"min {settings['min_containers']}, max {most}, buffer {settings['buffer_containers']}, "
-        f"window {settings['scaledown_window_s']:g} s"
-    )
 
 
 def _idle(idle_s: float | None) -> str:

@@ -119,6 +119,7 @@ def create_api(service: Service, blobs: BlobDesk, *, max_body_bytes: int = MAX_B
             Route("/v1/functions", api.list_functions),
             Route(function, api.explain_function),
             Route(f"{function}/autoscaler", api.scale_function, methods=["PATCH"]),
+            Route(f"{function}/stats", api.function_stats),
             Route(f"{function}/call", api.call_function, methods=["POST"]),
             Route(f"{function}/spawn", api.spawn_function, methods=["POST"]),
             Route("/v1/calls/{id}", api.call_info),
@@ -192,7 +193,11 @@ class _Api:
 
     async def scale_function(self, request: Request) -> Response:
         changes = await self._json_object(request)
-        body: dict[str, Any] = {}
+        body: dict[str, Any] = {"for_s": changes.pop("for_s")} if "for_s" in changes else {}
+        if isinstance(reset := changes.pop("reset", None), list):
+            body["reset"] = [AUTOSCALER_FIELDS.get(str(name), str(name)) for name in reset]
+        elif reset is not None:
+            raise exception.InvalidError(f"reset must be a list of settings, not {json.dumps(reset)[:80]}")
         for key, value in changes.items():
             if key not in AUTOSCALER_FIELDS:
                 raise exception.InvalidError(f'unknown setting "{key}"; there are {", ".join(AUTOSCALER_FIELDS)}')
@@ -203,6 +208,10 @@ class _Api:
             raise exception.InvalidError(f"nothing to change: the body names one of {', '.join(AUTOSCALER_FIELDS)}")
         found = await self._perform(request, "function.lookup", dict(request.path_params))
         return _json(await self._perform(request, "function.scale", {"function_id": found["function_id"], **body}))
+
+    async def function_stats(self, request: Request) -> Response:
+        found = await self._perform(request, "function.lookup", dict(request.path_params))
+        return _json(await self._perform(request, "function.stats", {"function_id": found["function_id"]}))
 
     async def call_function(self, request: Request) -> Response:
         """Runs the function and waits for its result, up to `?wait_s=`; then 202 with the call to ask for."""

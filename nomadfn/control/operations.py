@@ -17,7 +17,8 @@ from nomadfn_agent import wire
 
 from nomadfn.control.call_operations import CallOperations
 from nomadfn.control.history import History
-from nomadfn.control.overrides import PREFIX, SETTINGS, Overrides, check_settings
+from nomadfn.control.live_settings import LiveSettings
+from nomadfn.control.overrides import PREFIX, Overrides, entry_of
 from nomadfn.control.tokens import Identity
 from nomadfn.core import environment, scaling
 from nomadfn.core.model import CONTAINER_STATES, App, Function
@@ -54,11 +55,11 @@ class Operations:
             "app.logs": self._app_logs,
             "function.lookup": self._lookup,
             "function.stats": self._stats,
-            "function.scale": self._scale,
             "function.list": self._list_functions,
             "function.explain": self._explain,
         }
         CallOperations(service, self)
+        LiveSettings(service, self)
 
     def add(self, name: str, operation: Operation) -> None:
         """An operation that only one of the worlds has."""
@@ -274,19 +275,6 @@ class Operations:
             "input_headroom": room,
         }
 
-    async def _scale(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
-        function = self._core.function(str(body["function_id"]))
-        identity.require_app(function.app)
-        changes = {name: body[name] for name in SETTINGS if name in body}
-        check_settings(function.spec.name, {**msgspec.structs.asdict(function.settings), **changes})
-        if changes.get("scaledown_window_s") is not None:
-            changes["scaledown_window_s"] = float(changes["scaledown_window_s"])
-        settings = self._core.override(function.id, changes)
-        self._service.poke()
-        if not self._service.address.private:
-            await self.overrides.keep(self._state.apps[function.app], function)
-        return msgspec.to_builtins(settings)
-
     async def _list_functions(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         identity.require_owner()
         wanted = body.get("app")
@@ -305,7 +293,8 @@ class Operations:
             "containers": ready,
             "starting": starting,
             "settings": msgspec.to_builtins(function.settings),
-            "overridden": bool(function.overrides),
+            "overridden": bool(function.overrides or function.temporary),
+            "changed": entry_of(function),
         }
 
     async def _explain(self, body: dict[str, Any], identity: Identity, session: str) -> Any:

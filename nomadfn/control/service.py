@@ -194,7 +194,7 @@ class Service:
     def _tick(self) -> None:
         delay_s = TICK_RETRY_S
         try:
-            delay_s = self.core.tick(self.now())
+            delay_s = self.core.tick(self.now(), time.time())
             self.watchers.send_figures()
         except Exception as error:
             self.log(traceback.format_exc())
@@ -288,6 +288,10 @@ class Service:
                 self._app_gone(effect.app)
             case effects.Notice():
                 self.watchers.notice(effect.app, effect.function, effect.text)
+            case effects.SettingsReverted():
+                self._in_background(
+                    self.operations.overrides.reverted(effect.function), "a reverted setting was not kept"
+                )
             case effects.FunctionChanged():
                 pass
 

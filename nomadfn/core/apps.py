@@ -6,7 +6,7 @@ import msgspec
 from nomadfn_agent import wire
 
 from . import calls, pool, scaling
-from .effects import AppGone, FunctionChanged, Notice
+from .effects import AppGone
 from .model import STOPPING, App, Function, Session
 from .state import State, drop_blob
 
@@ -106,7 +106,7 @@ def _put_function(state: State, app: App, spec: wire.FunctionSpec, *, same_code:
         old = msgspec.structs.replace(function.spec, autoscaler=spec.autoscaler)
         same = same_code and old == spec
         function.app = app.id
-        function.overrides = {}
+        function.overrides, function.temporary = {}, {}
         function.spec = spec
         function.failures = 0
         function.retry_start_at = 0.0
@@ -175,15 +175,3 @@ def sweep(state: State, now: float) -> None:
 def _drop_function(state: State, function: Function) -> None:
     for table in (state.functions, state.active, state.dirty):
         table.pop(function.id, None)
-
-
-def override(state: State, function: Function, settings: dict[str, int | float | None]) -> wire.AutoscalerSettings:
-    """Change autoscaler settings until the next deploy; what is absent stays as it is."""
-    merged = msgspec.structs.replace(function.settings, **settings)
-    function.overrides = {**function.overrides, **settings}
-    function.next_decision = 0.0
-    state.touch(function)
-    state.effects.append(FunctionChanged(function))
-    text = ", ".join(f"{name}={value}" for name, value in sorted(settings.items()))
-    state.effects.append(Notice(function.app, function.spec.name, f"autoscaler settings changed: {text}"))
-    return merged

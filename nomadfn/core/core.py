@@ -13,12 +13,13 @@ with it, so a clock that was set makes results stay longer or shorter, and nothi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 from nomadfn_agent import wire
 
 from ..exception import InvalidError, NotFoundError
-from . import apps, batching, calls, pool, records, scaling, takeover, watch
+from . import apps, batching, calls, live, pool, records, scaling, takeover, watch
 from .effects import Effect
 from .limits import Limits
 from .model import COMMITTING, DELAYED, STOPPING, WAKE, App, Container, Function, Session
@@ -104,8 +105,11 @@ class Core:
         apps.sweep(self.state, now)
         return cancelled
 
-    def override(self, function_id: str, settings: dict[str, int | float | None]) -> wire.AutoscalerSettings:
-        return apps.override(self.state, self.function(function_id), settings)
+    def override(
+        self, function_id: str, settings: dict[str, Any], until: float | None = None, reset: Collection[str] = ()
+    ) -> wire.AutoscalerSettings:
+        """Change autoscaler settings until the next deploy or, by the wall clock, `until` a time."""
+        return live.change(self.state, self.function(function_id), settings, until, reset)
 
     def _app(self, id: str) -> App:
         app = self.state.apps.get(id)
@@ -233,10 +237,15 @@ class Core:
         effects, state.effects = state.effects, []
         return effects
 
-    def tick(self, now: float) -> float:
-        """Let time pass; returns the seconds until it has to be called again. `settle` comes after it."""
+    def tick(self, now: float, wall: float | None = None) -> float:
+        """Let time pass; returns the seconds until it has to be called again. `settle` comes after it.
+
+        `wall` is the time of day in unix seconds, which may be set and goes on while a machine sleeps; `now` unless
+        it is given.
+        """
         state = self.state
         state.wake_at = math.inf
+        self._keep_appointments(now, now if wall is None else wall)
         busy = False
         for function in list(state.active.values()):
             self._wake_delayed(now, function)
@@ -256,6 +265,12 @@ class Core:
             calls.expire(state, now)
             takeover.forget_early(state, now)
         return TICK_BUSY_S if busy else TICK_IDLE_S
+
+    def _keep_appointments(self, now: float, wall: float) -> None:
+        """What was said to happen at a time of day."""
+        if self.state.temporary:
+            live.expire(self.state, wall)
+            self.state.wake_at = min(self.state.wake_at, now + live.next_end(self.state) - wall)
 
     @property
     def wake_at(self) -> float:

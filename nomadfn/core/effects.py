@@ -129,6 +129,13 @@ class FunctionChanged:
 
 
 @dataclass(slots=True)
+class SettingsReverted:
+    """Settings that were changed for a time are as they were before."""
+
+    function: Function
+
+
+@dataclass(slots=True)
 class Notice:
     """A line for the people who watch this app."""
 
@@ -151,5 +158,6 @@ Effect = (
     | DropBlob
     | AppGone
     | FunctionChanged
+    | SettingsReverted
     | Notice
 )

@@ -344,6 +344,7 @@ class Function:
         "roomy_heap",
         "running",
         "spec",
+        "temporary",
         "totals",
         "unplaced",
         "wanted",
@@ -356,6 +357,8 @@ class Function:
         self.totals = totals or Totals()
         self.revision = 1
         self.overrides: dict[str, Any] = {}
+        self.temporary: dict[str, tuple[Any, float]] = {}
+        """Over those: by setting its value, and until when (wall clock)."""
         self.queue: FunctionQueue[Input] = FunctionQueue()
         self.deadlines: Deadlines[Input] = Deadlines(is_open)
         self.pending = [0, 0]
@@ -387,7 +390,10 @@ class Function:
     def settings(self) -> wire.AutoscalerSettings:
         """The autoscaler settings now in force: the decorator's, with what was changed since the deploy."""
         base = self.spec.autoscaler
-        return msgspec.structs.replace(base, **self.overrides) if self.overrides else base
+        if not self.overrides and not self.temporary:
+            return base
+        live = self.overrides | {name: value for name, (value, _) in self.temporary.items()}
+        return msgspec.structs.replace(base, **live)
 
     @property
     def target(self) -> int:

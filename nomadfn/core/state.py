@@ -108,6 +108,8 @@ class State:
     claims: dict[tuple[str, int], Claim] = field(default_factory=dict)
     """By call and index."""
     early: dict[tuple[str, int], Early] = field(default_factory=dict)
+    temporary: dict[str, Function] = field(default_factory=dict)
+    """Functions with settings that revert by themselves; see `live`."""
     totals: dict[tuple[str, str], Totals] = field(default_factory=dict)
     """By the names of app and function; a bounded number, since anybody may run apps of new names."""
 

@@ -33,7 +33,6 @@ _MODAL_ONLY = {
     "with_options": "give the settings to @app.function",
     "with_concurrency": "give the settings to @app.function",
     "with_batching": "call the function with lists",
-    "autoscaler": "use fn.update_autoscaler(...)",
     "get_web_url": "web functions are planned for a later release; call the function over HTTP with JSON",
     "web_url": "web functions are planned for a later release; call the function over HTTP with JSON",
     "experimental_spawn_map": "use fn.spawn_map(...)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from . import options
 from .blocking import blocking
@@ -30,6 +31,17 @@ class AutoscalerSettings:
     max_containers: int | None
     buffer_containers: int
     scaledown_window: float
+
+
+class Unchanged:
+    """Stands for a setting that is left out, where None says something else."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+UNCHANGED = Unchanged()
+_FIELDS = {"scaledown_window": "scaledown_window_s"}
 
 
 class PoolVerbs:
@@ -61,8 +73,56 @@ class PoolVerbs:
         Returns the settings that are now in force.
         """
         given = options.check_autoscaler(self.name, min_containers, max_containers, buffer_containers, scaledown_window)
-        target = await self._target()
-        body = await target.client.request("function.scale", {"function_id": target.function_id, **given})
-        return AutoscalerSettings(
-            body["min_containers"], body["max_containers"], body["buffer_containers"], body["scaledown_window_s"]
-        )
+        return await _ask(self, "function.scale", given)
+
+    @property
+    def autoscaler(self) -> Autoscaler:
+        """How many containers it has: `.autoscaler.settings()`, `.autoscaler.update(...)`."""
+        return Autoscaler(self)
+
+
+class Autoscaler:
+    """`fn.autoscaler`: the settings in force, and changing them until the next deploy."""
+
+    def __init__(self, owner: PoolVerbs) -> None:
+        self._owner = owner
+
+    def __repr__(self) -> str:
+        return f"{self._owner!r}.autoscaler"
+
+    @blocking
+    async def settings(self) -> AutoscalerSettings:
+        """The settings that are in force now."""
+        return await _ask(self._owner, "function.settings", {})
+
+    @blocking
+    async def update(
+        self,
+        *,
+        min_containers: int | Unchanged | None = UNCHANGED,
+        max_containers: int | Unchanged | None = UNCHANGED,
+        buffer_containers: int | Unchanged | None = UNCHANGED,
+        scaledown_window: float | Unchanged | None = UNCHANGED,
+    ) -> AutoscalerSettings:
+        """Change settings until the next deploy; what is left out stays, and None is as the decorator says again.
+
+        Returns the settings that are now in force.
+        """
+        named = {
+            "min_containers": min_containers,
+            "max_containers": max_containers,
+            "buffer_containers": buffer_containers,
+            "scaledown_window": scaledown_window,
+        }
+        values = {name: None if isinstance(value, Unchanged) else value for name, value in named.items()}
+        given = options.check_autoscaler(self._owner.name, **values)
+        reset = [_FIELDS.get(name, name) for name, value in named.items() if value is None]
+        return await _ask(self._owner, "function.scale", {**given, "reset": reset})
+
+
+async def _ask(owner: PoolVerbs, operation: str, body: dict[str, Any]) -> AutoscalerSettings:
+    target = await owner._target()
+    said = await target.client.request(operation, {"function_id": target.function_id, **body})
+    return AutoscalerSettings(
+        said["min_containers"], said["max_containers"], said["buffer_containers"], said["scaledown_window_s"]
+    )
