@@ -314,8 +314,8 @@ class Cluster(Protocol):
         """Why the function's containers become more or fewer, for who looks at the cluster; told before they do."""
         ...
 
-    def retire(self, app: str) -> None:
-        """The app, as its containers' `Needs` name it, is gone: nothing of it has to be kept."""
+    def retire(self, app: str, function: str = "") -> None:
+        """The app, as its containers' `Needs` name it, or only one function of it, is gone: nothing has to be kept."""
         ...
 
     def may_stop(self, indexes: frozenset[int], idle: frozenset[int]) -> frozenset[int]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from .outcomes import Coder, Outcome, failure
 
-Item = tuple[int, str, int, bytes, int]
-"""Delivery, call, index, payload, codec."""
+Item = tuple[int, str, int, bytes, int, str]
+"""Delivery, call, index, payload, codec, method."""
 
 
 class Batch:
@@ -23,7 +23,7 @@ class Batch:
         signature = inspect.signature(function)
         names = list(signature.parameters)
         columns: dict[str, list[Any]] = {name: [] for name in names}
-        for place, (_, _, _, data, codec) in enumerate(items):
+        for place, (_, _, _, data, codec, _) in enumerate(items):
             try:
                 args, kwargs = coder.arguments(data, codec)
             except Exception as error:

@@ -102,7 +102,7 @@ class Code:
         return module
 
     def _unpickle(self, digest: str) -> Callable[..., Any]:
-        name = self.bind.spec.name
+        name = self.bind.spec.program_name
         try:
             data = self.blobs.read_code(digest)
         except (OSError, ValueError) as error:
@@ -140,9 +140,10 @@ def find_function(module: ModuleType, spec: FunctionSpec, app_name: str) -> Call
     """
     for value in list(vars(module).values()):
         if type(value).__module__.startswith("nomadfn.") and getattr(value, "name", None) == app_name:
-            registered = getattr(value, "registered_functions", None)
-            if isinstance(registered, dict) and spec.name in registered:
-                return raw_function(registered[spec.name], spec.name)
+            for kind in ("registered_functions", "registered_classes"):
+                registered = getattr(value, kind, None)
+                if isinstance(registered, dict) and spec.program_name in registered:
+                    return raw_function(registered[spec.program_name], spec.program_name)
     found: Any = module
     for part in spec.qualname.split("."):
         try:
@@ -150,9 +151,9 @@ def find_function(module: ModuleType, spec: FunctionSpec, app_name: str) -> Call
         except AttributeError:
             raise LoadError(
                 f"the module {module.__name__!r} has no {spec.qualname!r} when it is imported in a container: "
-                f"define the function {spec.name} at the module's top level, whatever the environment"
+                f"define {spec.program_name} at the module's top level, whatever the environment"
             ) from None
-    return raw_function(found, spec.name)
+    return raw_function(found, spec.program_name)
 
 
 def raw_function(found: Any, name: str) -> Callable[..., Any]:

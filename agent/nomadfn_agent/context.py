@@ -11,6 +11,10 @@ class InputCancellation(BaseException):
     """Stands in for `nomadfn.exception.InputCancellation` where the program has not imported nomadfn."""
 
 
+class Terminated(BaseException):
+    """The container was told by a signal to end; raised on the main thread, so that what must come last still comes."""
+
+
 running: ContextVar[tuple[str, int] | None] = ContextVar("nomadfn_input", default=None)
 """Call and index of the input that runs in this context; a thread that user code starts has none."""
 

@@ -11,14 +11,15 @@ from typing import Any, Protocol
 
 from . import context
 from .code import Code
-from .outcomes import Coder, Outcome
+from .instances import Instance
+from .outcomes import Coder, Outcome, failure
 
 
 class Executor(Protocol):
     """One way to run inputs. `run` is called on the main thread, `interrupt` on any."""
 
-    def run(self, delivery: int, call: str, index: int, data: bytes, codec: int) -> Outcome:
-        """Run one input; returns its status and payload, and raises nothing."""
+    def run(self, delivery: int, call: str, index: int, data: bytes, codec: int, method: str) -> Outcome:
+        """Run one input; returns its status and payload, and raises nothing but Terminated."""
         ...
 
     def interrupt(self, delivery: int) -> None:
@@ -29,9 +30,16 @@ class Executor(Protocol):
 class SyncExecutor:
     """Runs a plain function on the main thread; a signal brings the cancellation to it."""
 
-    def __init__(self, function: Callable[..., Any], code: Code) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        code: Code,
+        method: str = "",
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         self._function = function
-        self._coder = Coder(code)
+        self._coder = Coder(code, method)
+        self._given_loop = loop
         self._set_input = context.running.set
         self._call = function
         self._running = 0
@@ -39,7 +47,7 @@ class SyncExecutor:
         self._main_thread = threading.get_ident()
         self._install()
 
-    def run(self, delivery: int, call: str, index: int, data: bytes, codec: int) -> Outcome:
+    def run(self, delivery: int, call: str, index: int, data: bytes, codec: int, method: str = "") -> Outcome:
         coder = self._coder
         try:
             self._running = delivery
@@ -51,12 +59,16 @@ class SyncExecutor:
             else:
                 try:
                     value = self._call(*args, **kwargs)
+                except context.Terminated:
+                    raise
                 except BaseException as error:
                     outcome = coder.raised(error, codec)
                 else:
                     del args, kwargs
                     outcome = coder.result(value, codec)
             self._running = 0
+        except context.Terminated:
+            raise
         except BaseException as error:
             # Only an interrupt that came while an outcome was being packed gets here.
             self._running = 0
@@ -69,9 +81,9 @@ class SyncExecutor:
             signal.pthread_kill(self._main_thread, signal.SIGUSR1)
 
     def _install(self) -> None:
-        signal.signal(signal.SIGUSR1, self._on_signal)
+        signal.signal(signal.SIGUSR1, self.on_signal)
 
-    def _on_signal(self, number: int, frame: Any) -> None:
+    def on_signal(self, number: int, frame: Any) -> None:
         """Runs on the main thread, between two steps of whatever runs there now."""
         interrupted, self._interrupted = self._interrupted, 0
         if interrupted and interrupted == self._running:
@@ -85,7 +97,7 @@ class AsyncExecutor(SyncExecutor):
     """
 
     def _install(self) -> None:
-        self._loop = asyncio.new_event_loop()
+        self._loop = self._given_loop or asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
         self._task: asyncio.Future[Any] | None = None
         self._call = self._run_task
@@ -113,7 +125,41 @@ class AsyncExecutor(SyncExecutor):
             self._task = None
 
 
-def make_executor(function: Callable[..., Any], code: Code) -> Executor:
+class MethodsExecutor:
+    """Runs the methods of one instance, each in its own way, one input at a time."""
+
+    def __init__(self, instance: Instance, code: Code) -> None:
+        self._code = code
+        self._executors: dict[str, SyncExecutor] = {
+            name: (AsyncExecutor if instance.is_async.get(name) else SyncExecutor)(method, code, name, instance.loop)
+            for name, method in instance.methods.items()
+        }
+        signal.signal(signal.SIGUSR1, self._on_signal)
+
+    def run(self, delivery: int, call: str, index: int, data: bytes, codec: int, method: str) -> Outcome:
+        executor = self._executors.get(method)
+        if executor is None:
+            return no_method(self._code.bind.spec.program_name, method)
+        return executor.run(delivery, call, index, data, codec)
+
+    def interrupt(self, delivery: int) -> None:
+        for executor in self._executors.values():
+            executor.interrupt(delivery)  # Only the one that runs it cares.
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        for executor in self._executors.values():
+            if not isinstance(executor, AsyncExecutor):  # a coroutine is cancelled on its loop
+                executor.on_signal(number, frame)
+
+
+def no_method(name: str, method: str) -> Outcome:
+    """The control service knows another revision of the class than this container."""
+    return failure("InvalidError", f"class {name} has no method {method!r} in this container; deploy it again")
+
+
+def make_executor(function: Callable[..., Any] | Instance, code: Code) -> Executor:
+    if isinstance(function, Instance):
+        return MethodsExecutor(function, code)
     return AsyncExecutor(function, code) if code.bind.spec.is_async else SyncExecutor(function, code)
 
 

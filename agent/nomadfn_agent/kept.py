@@ -17,8 +17,8 @@ KEEP_BYTES = 16 * 1024 * 1024
 """The most that is kept, and what it takes beside the payloads counts."""
 ENTRY_BYTES = 300
 
-Item = tuple[int, str, int, bytes, int]
-"""Delivery, call, index, payload, codec."""
+Item = tuple[int, str, int, bytes, int, str]
+"""Delivery, call, index, payload, codec, method."""
 Done = tuple[Item, int, bytes, int]
 """An input with its status, its payload and the nanoseconds that it took."""
 

@@ -56,11 +56,11 @@ takes the second for one that nobody needs."""
 LINK_LOST = 1
 """Exit code of a runner whose control service is gone."""
 
-Run = Callable[[int, str, int, bytes, int], tuple[int, bytes]]
+Run = Callable[[int, str, int, bytes, int, str], tuple[int, bytes]]
 
 
 class Loop:
-    """`run(delivery, call, index, payload, codec)` runs one input, `interrupt(delivery)` stops it.
+    """`run(delivery, call, index, payload, codec, method)` runs one input, `interrupt(delivery)` stops it.
 
     `before_send` is called on the main thread before outputs go out. `rejoin` blocks until another control service
     takes this container on, whose code has the digest `code`; it raises LinkClosed when none does.
@@ -246,9 +246,10 @@ class Loop:
         """Act on frames from the control service. Only for the thread that holds the right to read."""
         for message in messages:
             match decode_to_runner(message):
-                case Deliver(call, deliveries, indexes, payloads, codecs):
+                case Deliver(call, deliveries, indexes, payloads, codecs, method):
                     each = codecs if len(codecs) == len(deliveries) else repeat(codecs[0])
-                    self._queue.extend(zip(deliveries, repeat(call), indexes, payloads, each, strict=False))
+                    columns = (deliveries, repeat(call), indexes, payloads, each, repeat(method))
+                    self._queue.extend(zip(*columns, strict=False))
                 case Interrupt(deliveries):
                     withdrawn = self._withdraw(frozenset(deliveries))
                     if withdrawn:

@@ -34,10 +34,11 @@ NOTHING: Outcome = OK, dumps(None)
 
 
 class Coder:
-    """For the inputs of one function, one at a time."""
+    """For the inputs of one function, or of one method of a class, one at a time."""
 
-    def __init__(self, code: Code) -> None:
-        self.name = code.bind.spec.name
+    def __init__(self, code: Code, method: str = "") -> None:
+        name = code.bind.spec.program_name
+        self.name = f"{name}.{method}" if method else name
         self._code = code
         self._blobs = code.blobs
         self._dump = Dumper().dump
@@ -101,6 +102,18 @@ class Coder:
             "SerializationError",
             f"the result of {self.name}, of type {type(value).__name__}, could not be {form}: {why}",
         )
+
+
+class Coders(dict[str, Coder]):
+    """Those of one thread, by method; the empty name is the function itself."""
+
+    def __init__(self, code: Code) -> None:
+        super().__init__()
+        self._code = code
+
+    def __missing__(self, method: str) -> Coder:
+        coder = self[method] = Coder(self._code, method)
+        return coder
 
 
 def failure(error: str, message: str) -> Outcome:

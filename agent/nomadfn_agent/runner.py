@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from .claims import Claims
-from .code import Code
-from .context import control_urls
+from .code import Code, LoadError
+from .context import Terminated, control_urls
 from .execute import flush_streams, make_executor
+from .instances import Instance
 from .loop import LINK_LOST, Loop
 from .summons import listen
-from .wire import VERSION, Bind, Hello, Ready, StartFailed, decode_to_runner, encode
+from .wire import INLINE_PAYLOAD_BYTES, VERSION, Bind, Hello, Ready, StartFailed, decode_to_runner, encode
 from .wire.link import Link, LinkClosed, LinkRefused
+from .wire.payload import Raised
 from .wire.payload import encode as encode_payload
 
 if TYPE_CHECKING:
@@ -30,6 +34,9 @@ REJOIN_TRY_S = 3.0
 REJOIN_PAUSE_S = 0.25
 NOT_LOADED = 2
 """Exit code of a runner whose function could not be loaded; LINK_LOST is the other one of ours."""
+TERMINATED = 143
+"""Exit code of a runner that was ended by SIGTERM, after its `@exit` methods."""
+TEXT_MAX = 16 * 1024
 
 
 def main(claims: Claims, inbox: int | None = None) -> int:
@@ -46,11 +53,16 @@ def main(claims: Claims, inbox: int | None = None) -> int:
         return LINK_LOST
     _set_environment(bind)
     code = Code(bind)
+    entering = False
     try:
-        function = code.load()
+        function: Callable[..., Any] | Instance = code.load()
+        if bind.spec.methods:
+            function = _make_instance(function, bind)
+            entering = True
+            function.enter()
     except BaseException as error:
         flush_streams()
-        link.send(encode(StartFailed(encode_payload(code.describe(error)))))
+        link.send(encode(StartFailed(_described(code, error), entering)))
         link.close()
         return NOT_LOADED
     rejoin = _Rejoin(code, os.environ["NOMADFN_DATA_URL"]) if control_urls() else None
@@ -58,13 +70,61 @@ def main(claims: Claims, inbox: int | None = None) -> int:
     if rejoin is not None and inbox is not None:
         listen(inbox, partial(_follow, loop, rejoin))
     link.send(encode(Ready(bind.spec.max_inputs)))
+    if isinstance(function, Instance) and function.has_exit:
+        return _serve_and_exit(loop, rest, function)
     loop.serve(rest)
     loop.close()
     return 0
 
 
+def _make_instance(user_cls: Any, bind: Bind) -> Instance:
+    if not isinstance(user_cls, type):
+        raise LoadError(
+            f"{bind.spec.program_name} is a class in the program and a {type(user_cls).__name__} in its container: "
+            f"define it once at the module's top level"
+        )
+    return Instance(user_cls, bind.spec)
+
+
+def _described(code: Code, error: BaseException) -> bytes:
+    """What was raised, small enough for a frame."""
+    raised = code.describe(error)
+    data = encode_payload(raised)
+    if len(data) <= INLINE_PAYLOAD_BYTES:
+        return data
+    return encode_payload(Raised(b"", raised.type_name, raised.text[:TEXT_MAX], raised.traceback[-TEXT_MAX:]))
+
+
+def _serve_and_exit(loop: Loop | Units, rest: list[bytes], instance: Instance) -> int:
+    """Run inputs, and the class's `@exit` methods last, whether the container has drained or was told by a signal."""
+    told = False
+    ending = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        if not ending and not told:
+            told = True
+            raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        if isinstance(loop, Loop):
+            loop.serve(rest)
+        else:
+            loop.catches_term = True
+            loop.serve(rest)
+        ending = True
+    except Terminated:
+        told = True
+    signal.signal(signal.SIGTERM, lambda *_: None)  # SIGKILL follows when it takes too long
+    instance.exit()
+    flush_streams()
+    loop.close()
+    return TERMINATED if told else 0
+
+
 def _make_loop(
-    link: Link, claims: Claims, function: Callable[..., Any], code: Code, rejoin: Callable[[], Link] | None
+    link: Link, claims: Claims, function: Callable[..., Any] | Instance, code: Code, rejoin: Callable[[], Link] | None
 ) -> Loop | Units:
     if code.bind.spec.max_inputs > 1 or code.bind.spec.max_batch_size:
         from .units import make_loop

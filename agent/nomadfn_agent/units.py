@@ -1,5 +1,7 @@
 """A runner's loop where several inputs run at once, or a batch does: coroutines as tasks, plain functions in threads.
 
+A class that has methods of both kinds runs its coroutines as tasks and its other methods in threads beside them.
+
 What takes a slot is a unit: one input, or the inputs of one batch. Units start in the order in which they came.
 The main thread runs the coroutines' event loop and reads the link in it; for plain functions a thread of its own
 reads, and where there is one slot only, the function runs on the main thread as anywhere else.
@@ -8,6 +10,7 @@ reads, and where there is one slot only, the function runs on the main thread as
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import ctypes
 import os
 import queue
@@ -16,15 +19,19 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from typing import Any
 
 from . import context
 from .batch import Batch
 from .code import Code
+from .execute import no_method
+from .instances import Instance
 from .kept import Item
 from .outbox import Outbox
-from .outcomes import Coder, Outcome
+from .outcomes import Coder, Coders, Outcome
 from .wire import Ack, Bind, Deliver, DeliverBatch, Drain, Interrupt, Returned, Withdraw, decode_to_runner
 from .wire.link import Link, LinkClosed
 
@@ -37,15 +44,18 @@ class Units:
     def __init__(
         self,
         link: Link,
-        function: Callable[..., Any],
+        function: Callable[..., Any] | Instance,
         code: Code,
         before_send: Callable[[], None],
         rejoin: Callable[[], Link] | None,
     ) -> None:
         spec = code.bind.spec
+        self._instance = function if isinstance(function, Instance) else None
+        self._functions = function.methods if isinstance(function, Instance) else {"": function}
+        """By method; the empty name is the function itself."""
+        self._batched_method = spec.methods[0].name if spec.methods else ""
         self.slots = spec.max_inputs
         self._batched = spec.max_batch_size > 0
-        self._function = function
         self._code = code
         self._before_send = before_send
         self._outbox = Outbox(link, code.bind.code.digest, self.slots, self._held, rejoin)
@@ -60,6 +70,9 @@ class Units:
         self._in_child = False
         self._changing = threading.RLock()
         """Held while units change places."""
+        self.catches_term = False
+        """Whether a signal to end shall be a Terminated out of `serve`."""
+        self._terminated = False
         os.register_at_fork(after_in_child=self._become_child)
 
     def serve(self, messages: Sequence[bytes] = ()) -> None:
@@ -81,14 +94,13 @@ class Units:
         """Act on frames from the control service."""
         for message in messages:
             match decode_to_runner(message):
-                case Deliver(call, deliveries, indexes, payloads, codecs):
+                case Deliver(call, deliveries, indexes, payloads, codecs, method):
                     each = codecs if len(codecs) == len(deliveries) else codecs * len(deliveries)
-                    calls = [call] * len(deliveries)
-                    self._waiting.extend(
-                        [item] for item in zip(deliveries, calls, indexes, payloads, each, strict=True)
-                    )
+                    columns = (deliveries, repeat(call), indexes, payloads, each, repeat(method))
+                    self._waiting.extend([item] for item in zip(*columns, strict=False))
                 case DeliverBatch(calls, deliveries, indexes, payloads, codecs, last):
-                    self._batch.extend(zip(deliveries, calls, indexes, payloads, codecs, strict=True))
+                    methods = repeat(self._batched_method)
+                    self._batch.extend(zip(deliveries, calls, indexes, payloads, codecs, methods, strict=False))
                     if last:
                         self._waiting.append(self._batch)
                         self._batch = []
@@ -154,16 +166,26 @@ class Tasks(Units):
 
     def serve(self, messages: Sequence[bytes] = ()) -> None:
         """Run units until the control service says `Drain`; ends the process when the link is lost for good."""
-        self._coder = Coder(self._code)
-        self._loop = loop = asyncio.new_event_loop()
+        self._coders = Coders(self._code)
+        given = self._instance.loop if self._instance is not None else None
+        self._loop = loop = given or asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
         self._end = loop.create_future()
+        if self.catches_term:
+            loop.add_signal_handler(signal.SIGTERM, self._terminate)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._flushing = False
         loop.call_soon(self._take, messages)
         self._listen()
         loop.run_until_complete(self._end)
         self._send()
+        if self._terminated:
+            raise context.Terminated
+
+    def _terminate(self) -> None:
+        self._terminated = True
+        if not self._end.done():
+            self._end.set_result(None)
 
     def _listen(self) -> None:
         link = self._outbox.link
@@ -202,7 +224,8 @@ class Tasks(Units):
         try:
             outcomes = await (self._run_batch(unit) if self._batched else self._run_one(unit))
         except BaseException as error:  # cancelled before it began, or while its outcome was packed
-            outcomes = [self._coder.raised(self._as_cancellation(first, error), item[4]) for item in unit]
+            coder = self._coders[unit[0][5]]
+            outcomes = [coder.raised(self._as_cancellation(first, error), item[4]) for item in unit]
         if self._in_child:
             self._before_send()
             os._exit(0)
@@ -219,24 +242,35 @@ class Tasks(Units):
         self._send()
 
     async def _run_one(self, unit: Unit) -> list[Outcome]:
-        first, call, index, data, codec = unit[0]
+        first, call, index, data, codec, method = unit[0]
         context.running.set((call, index))
+        coder, function = self._coders[method], self._functions.get(method)
+        if function is None:
+            return [no_method(self._code.bind.spec.program_name, method)]
         try:
-            args, kwargs = self._coder.arguments(data, codec)
+            args, kwargs = coder.arguments(data, codec)
         except Exception as error:
-            return [self._coder.undecodable(error)]
+            return [coder.undecodable(error)]
         try:
-            value = await self._function(*args, **kwargs)
+            value = await self._start(first, method, function, args, kwargs)
         except BaseException as error:
-            return [self._coder.raised(self._as_cancellation(first, error), codec)]
-        return [self._coder.result(value, codec)]
+            return [coder.raised(self._as_cancellation(first, error), codec)]
+        return [coder.result(value, codec)]
+
+    def _start(
+        self, first: int, method: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Awaitable[Any]:
+        result: Awaitable[Any] = function(*args, **kwargs)
+        return result
 
     async def _run_batch(self, unit: Unit) -> list[Outcome]:
-        batch = Batch(self._function, self._coder, unit)
+        method = unit[0][5]
+        function = self._functions[method]
+        batch = Batch(function, self._coders[method], unit)
         if not batch.arguments:
             return batch.without_call()
         try:
-            value = await self._function(**batch.arguments)
+            value = await function(**batch.arguments)
         except BaseException as error:
             return batch.raised(self._as_cancellation(unit[0][0], error))
         return batch.returned(value)
@@ -297,11 +331,14 @@ class Threads(Units):
                     self._jobs.put(None)
 
     def _work(self) -> None:
-        coder, run = Coder(self._code), self._run_batch if self._batched else self._run_one
+        coders, run = Coders(self._code), self._run_batch if self._batched else self._run_one
         while (unit := self._jobs.get()) is not None:
             first, started_ns = unit[0][0], time.perf_counter_ns()
+            coder = coders[unit[0][5]]
             try:
                 outcomes = run(unit, coder)
+            except context.Terminated:
+                raise
             except BaseException as error:  # an interrupt that came while the outcome was packed
                 outcomes = [coder.raised(error, item[4]) for item in unit]
             if self._in_child:
@@ -315,34 +352,42 @@ class Threads(Units):
             self._fill()
 
     def _run_one(self, unit: Unit, coder: Coder) -> list[Outcome]:
-        first, call, index, data, codec = unit[0]
+        first, call, index, data, codec, method = unit[0]
         context.running.set((call, index))
+        function = self._functions.get(method)
+        if function is None:
+            return [no_method(self._code.bind.spec.program_name, method)]
         try:
             args, kwargs = coder.arguments(data, codec)
         except Exception as error:
             return [coder.undecodable(error)]
         try:
-            value = self._call(first, args, kwargs)
+            value = self._call(first, function, args, kwargs)
+        except context.Terminated:
+            raise
         except BaseException as error:
             return [coder.raised(error, codec)]
         return [coder.result(value, codec)]
 
     def _run_batch(self, unit: Unit, coder: Coder) -> list[Outcome]:
-        batch = Batch(self._function, coder, unit)
+        function = self._functions[unit[0][5]]
+        batch = Batch(function, coder, unit)
         if not batch.arguments:
             return batch.without_call()
         try:
-            value = self._call(unit[0][0], (), batch.arguments)
+            value = self._call(unit[0][0], function, (), batch.arguments)
+        except context.Terminated:
+            raise
         except BaseException as error:
             return batch.raised(error)
         return batch.returned(value)
 
-    def _call(self, first: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(self, first: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._threads[first] = threading.get_ident()
         try:
             if first in self._cancelled:
                 raise context.cancellation_type()("the input was cancelled")
-            return self._function(*args, **kwargs)
+            return function(*args, **kwargs)
         finally:
             with self._changing:
                 self._threads.pop(first, None)
@@ -366,13 +411,55 @@ class Threads(Units):
             raise context.cancellation_type()("the input was cancelled")
 
 
+class Both(Tasks):
+    """For a class that has methods of both kinds: a plain one runs in a thread, and the loop waits for it."""
+
+    def serve(self, messages: Sequence[bytes] = ()) -> None:
+        """Run units until the control service says `Drain`; ends the process when the link is lost for good."""
+        self._pool = ThreadPoolExecutor(self.slots, thread_name_prefix="input")
+        self._threads: dict[int, int] = {}
+        """First delivery → the thread that runs it, while user code does."""
+        super().serve(messages)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _start(
+        self, first: int, method: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Awaitable[Any]:
+        assert self._instance is not None
+        if self._instance.is_async.get(method):
+            return super()._start(first, method, function, args, kwargs)
+        inside = contextvars.copy_context()
+        return self._loop.run_in_executor(self._pool, inside.run, self._call, first, function, args, kwargs)
+
+    def _call(self, first: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._threads[first] = threading.get_ident()
+        try:
+            if first in self._cancelled:
+                raise context.cancellation_type()("the input was cancelled")
+            return function(*args, **kwargs)
+        finally:
+            with self._changing:
+                self._threads.pop(first, None)
+
+    def _interrupt(self, first: int) -> None:
+        with self._changing:
+            thread = self._threads.get(first)
+            if thread is not None:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(thread), ctypes.py_object(context.cancellation_type())
+                )
+                return
+        super()._interrupt(first)
+
+
 def make_loop(
     link: Link,
-    function: Callable[..., Any],
+    function: Callable[..., Any] | Instance,
     code: Code,
     before_send: Callable[[], None],
     rejoin: Callable[[], Link] | None,
 ) -> Units:
-    """The loop for a function that runs several inputs at once, or batches."""
-    kind = Tasks if code.bind.spec.is_async else Threads
+    """The loop for a function, or a class, that runs several inputs at once, or batches."""
+    kinds = {one.is_async for one in code.bind.spec.methods} or {code.bind.spec.is_async}
+    kind = Both if len(kinds) > 1 else Tasks if True in kinds else Threads
     return kind(link, function, code, before_send, rejoin)

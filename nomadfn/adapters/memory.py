@@ -205,7 +205,7 @@ class MemoryCluster:
     def note(self, function: str, reason: str) -> None:
         """Nobody looks at it from outside."""
 
-    def retire(self, app: str) -> None:
+    def retire(self, app: str, function: str = "") -> None:
         """Nothing is kept of an app."""
 
     def may_stop(self, indexes: frozenset[int], idle: frozenset[int]) -> frozenset[int]:

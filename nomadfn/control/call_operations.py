@@ -109,10 +109,15 @@ class CallOperations:
         return {"cancelled": cancelled}
 
     async def _spawn_json(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
-        function = self._operations.find_function(str(body["app"]), str(body["name"]), identity)
-        call = await self._service.clients.spawn(
-            function, bytes(body["payload"]), int(body.get("priority", 0)), body.get("deadline_s")
-        )
+        name = str(body["name"])
+        function = self._operations.find_function(str(body["app"]), name, identity)
+        method = name.removeprefix(function.spec.name).removeprefix(".")
+        if not method and len(function.spec.methods) == 1:
+            method = function.spec.methods[0].name
+        if parameters := body.get("parameters"):
+            function = await self._operations.variants.resolve(function, parameters)
+        priority, deadline_s = int(body.get("priority", 0)), body.get("deadline_s")
+        call = await self._service.clients.spawn(function, bytes(body["payload"]), priority, deadline_s, method)
         return {"call": call}
 
     async def _call_json(self, body: dict[str, Any], identity: Identity, session: str) -> Any:

@@ -32,7 +32,12 @@ class Clients:
         """Calls made over HTTP that wait to be accepted."""
 
     async def spawn(
-        self, function: Function, arguments: bytes, priority: int = 0, deadline_s: float | None = None
+        self,
+        function: Function,
+        arguments: bytes,
+        priority: int = 0,
+        deadline_s: float | None = None,
+        method: str = "",
     ) -> str:
         """A durable call with JSON arguments; returns its id once it is safe. Raises `ResourceExhaustedError`."""
         id = f"fc-{int(self._service.now()):08x}{token_hex(12)}"
@@ -43,7 +48,16 @@ class Clients:
         now = self._service.now()
         refs = [0] if large else []
         submission = calls.Submission(
-            id, function.id, wire.SPAWN, 0, [data], wire.JSON, refs, priority, deadline_of(now, deadline_s)
+            id,
+            function.id,
+            wire.SPAWN,
+            0,
+            [data],
+            wire.JSON,
+            refs,
+            priority,
+            deadline_of(now, deadline_s),
+            method=method,
         )
         self._core.submit(now, LOCAL_SESSION, submission)
         self._service.poke()
@@ -108,6 +122,7 @@ class Clients:
                     frame.priority,
                     deadline_of(now, frame.deadline_s),
                     frame.parent,
+                    frame.method,
                 ),
             )
         except Error as error:

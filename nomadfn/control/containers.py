@@ -80,6 +80,10 @@ class Containers:
         if (placed := self._placed.pop(app, None)) is not None:
             self._service.cluster.retire(placed)
 
+    def forget_function(self, app: str, name: str) -> None:
+        if (placed := self._placed.get(app)) is not None:
+            self._service.cluster.retire(placed, name)
+
     @property
     def awaited(self) -> int:
         """Containers of an earlier leader whose runner is not here yet."""
@@ -164,7 +168,8 @@ class Containers:
                 self._on_attach(connection, frame)
             case wire.StartFailed():
                 raised = payload.decode_raised(frame.payload)
-                self._core.container_start_failed(now, connection.id, raised.traceback or raised.text)
+                text, kept = raised.traceback or raised.text, frame.payload if frame.entering else b""
+                self._core.container_start_failed(now, connection.id, text, kept)
             case wire.Hello():
                 connection.close()
         self._service.poke()

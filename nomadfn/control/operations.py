@@ -20,6 +20,7 @@ from nomadfn.control.history import History
 from nomadfn.control.live_settings import LiveSettings
 from nomadfn.control.overrides import PREFIX, Overrides, entry_of
 from nomadfn.control.tokens import Identity
+from nomadfn.control.variants import Variants
 from nomadfn.core import environment, scaling
 from nomadfn.core.model import CONTAINER_STATES, App, Function
 from nomadfn.exception import ConflictError, InvalidError, NotFoundError, ServiceError
@@ -58,6 +59,7 @@ class Operations:
             "function.list": self._list_functions,
             "function.explain": self._explain,
         }
+        self.variants = Variants(service, self)
         CallOperations(service, self)
         LiveSettings(service, self)
 
@@ -150,6 +152,7 @@ class Operations:
         for entry in self._service.registry.list("apps/").values():
             spec = self._service.seal.open(msgspec.convert(entry["spec"], wire.AppSpec))
             self._core.restore_app(now, entry["id"], spec, entry["session"], entry["deployed"], entry["version"])
+        self.variants.restore()
         self._history.load()
         self.overrides.restore()
 
@@ -161,8 +164,13 @@ class Operations:
         name = entry["spec"]["name"] if entry.get("deployed") else app_id
         for key in registry.list(f"{PREFIX}{name}/", self._service.log):
             registry.delete(key)
+        self.variants.forget_app(app_id)
         if entry.get("deployed"):
             self._history.forget(name)
+
+    async def forget_function(self, app_id: str, name: str) -> None:
+        """What the registry has of a function that its app has no more."""
+        await self.variants.forget(app_id, name)
 
     async def _blocking(self, call: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.to_thread(call, *args)
@@ -220,9 +228,11 @@ class Operations:
         else:
             app = self.find_app(app_name)
         identity.require_app(app.id)
-        function = app.functions.get(name)
-        if function is None:
-            raise NotFoundError(f"app {app.name} has no function {name}; it has {', '.join(sorted(app.functions))}")
+        owner, _, method = name.rpartition(".")
+        function = app.functions.get(name) or app.functions.get(owner)
+        if function is None or (function.spec.name != name and function.spec.method(method) is None):
+            known = [one for function in app.functions.values() for one in _callable_names(function.spec)]
+            raise NotFoundError(f"app {app.name} has no function {name}; it has {', '.join(sorted(known))}")
         return function
 
     async def _list_apps(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
@@ -295,6 +305,10 @@ class Operations:
             "settings": msgspec.to_builtins(function.settings),
             "overridden": bool(function.overrides or function.temporary),
             "changed": entry_of(function),
+            "methods": [one.name for one in function.spec.methods],
+            "variant_of": function.spec.variant_of,
+            "arguments": function.spec.arguments,
+            "changes": _changes(function),
         }
 
     async def _explain(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
@@ -361,3 +375,17 @@ class Operations:
 
 def _shown(function: Function) -> Any:
     return msgspec.to_builtins(environment.without_values(function.spec))
+
+
+def _callable_names(spec: wire.FunctionSpec) -> list[str]:
+    """What can be called: a function, or the methods of a class."""
+    return [f"{spec.name}.{one.name}" for one in spec.methods] or [spec.name]
+
+
+def _changes(function: Function) -> dict[str, Any]:
+    """What a variant has that its base has not, without values of variables."""
+    variation = function.variation
+    if variation is None:
+        return {}
+    values = msgspec.to_builtins(environment.without_values(variation.values))
+    return {**variation.autoscaler, **{field: values[field] for field in variation.fields}}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nomadfn.core import live
+from nomadfn.core import live, variants
 from nomadfn.core.model import App, Function
 from nomadfn.exception import InvalidError
 
@@ -142,7 +142,14 @@ def _parse_temporary(name: str, one: Any) -> tuple[Any, float]:
 def check_layers(function: Function, overrides: live.Overrides, temporary: live.Temporary) -> None:
     """Both what is in force now and what will be when all that is temporary has reverted must be sound."""
     base = msgspec.structs.asdict(function.spec.autoscaler) | overrides
-    check_settings(function.spec.name, base | {name: value for name, (value, _) in temporary.items()})
+    now = base | {name: value for name, (value, _) in temporary.items()}
+    check_settings(function.spec.name, now)
+    if variants.is_open(function.spec) and (base["min_containers"] or now["min_containers"]):
+        name = function.spec.name
+        raise InvalidError(
+            f"class {name} has parameters without a default, and keeps no containers without them; change the "
+            f"settings of one with parameters: {name}(...).update_autoscaler(...)"
+        )
     if temporary:
         check_settings(f"{function.spec.name}, when what is temporary has reverted", base)
 

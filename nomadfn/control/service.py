@@ -251,6 +251,7 @@ class Service:
                         effect.indexes,
                         effect.payloads,
                         [effect.codecs[0]] if len(set(effect.codecs)) == 1 else effect.codecs,
+                        effect.method,
                     ),
                 )
             case effects.DeliverBatch():
@@ -292,6 +293,8 @@ class Service:
                 self._in_background(
                     self.operations.overrides.reverted(effect.function), "a reverted setting was not kept"
                 )
+            case effects.FunctionGone():
+                self._function_gone(effect.app, effect.name)
             case effects.FunctionChanged():
                 pass
 
@@ -330,6 +333,10 @@ class Service:
             resolve(waiter)
         self.logs.end(app)
         self._in_background(asyncio.to_thread(self.operations.forget_app, app), "the app was not forgotten")
+
+    def _function_gone(self, app: str, name: str) -> None:
+        self.containers.forget_function(app, name)
+        self._in_background(self.operations.forget_function(app, name), "a function was not forgotten")
 
     def keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Start a task and hold on to it until it ends, or the service does."""

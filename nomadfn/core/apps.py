@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 from nomadfn_agent import wire
 
-from . import calls, pool, scaling
-from .effects import AppGone
+from ..exception import InvalidError
+from . import calls, pool, scaling, variants
+from .effects import AppGone, FunctionGone
 from .model import STOPPING, App, Function, Session
 from .state import State, drop_blob
 
@@ -91,16 +92,46 @@ def put_app(
     app.code = spec.code
     changed = [one.name for one in spec.functions if _put_function(state, app, one, same_code=same_code)]
     kept = {one.name for one in spec.functions}
-    for name in [name for name in app.functions if name not in kept]:
-        _remove_function(state, now, app, app.functions.pop(name))
+    for function in [one for one in app.functions.values() if one.spec.name not in kept]:
+        if function.variation is None or function.variation.base not in kept:
+            _remove_function(state, now, app, function, "its function was removed from the app")
+        else:
+            _follow(state, now, app, function, same_code=same_code)
     return app, changed
 
 
+def put_variant(state: State, now: float, app: App, variation: wire.Variation) -> tuple[Function, bool]:
+    """The variant of one of the app's functions, and whether it was there. Raises InvalidError or what is over."""
+    spec = variants.make_spec(app.functions[variation.base].spec, variation)
+    function = app.functions.get(spec.name)
+    known = function is not None
+    if function is None:
+        if (last := variants.to_make_room(app)) is not None:
+            _remove_function(state, now, app, last, "other variants took its place")
+        _put_function(state, app, spec, same_code=True)
+        function = app.functions[spec.name]
+        function.variation = variation
+    function.used_at = now
+    return function, known
+
+
+def _follow(state: State, now: float, app: App, function: Function, *, same_code: bool) -> None:
+    """A variant after a deploy of its base."""
+    assert function.variation is not None
+    try:
+        spec = variants.make_spec(app.functions[function.variation.base].spec, function.variation)
+    except InvalidError as error:
+        _remove_function(state, now, app, function, str(error))
+    else:
+        _put_function(state, app, spec, same_code=same_code)
+
+
 def _put_function(state: State, app: App, spec: wire.FunctionSpec, *, same_code: bool) -> bool:
+    spec = variants.without_open_minimum(spec)
     id = f"{app.id}/{spec.name}"
     function = app.functions.get(spec.name) or state.functions.get(id)
     if function is None:
-        function = Function(id, app.id, spec, state.totals_of(app.name, spec.name))
+        function = Function(id, app.id, spec, state.totals_of(app.name, spec.program_name))
         same = False
     else:
         old = msgspec.structs.replace(function.spec, autoscaler=spec.autoscaler)
@@ -121,12 +152,20 @@ def _put_function(state: State, app: App, spec: wire.FunctionSpec, *, same_code:
     return not same
 
 
-def _remove_function(state: State, now: float, app: App, function: Function) -> None:
-    _cancel_calls(state, now, {function.id}, "its function was removed from the app")
+def _remove_function(state: State, now: float, app: App, function: Function, why: str) -> None:
+    del app.functions[function.spec.name]
+    _cancel_calls(state, now, {function.id}, why)
     for container in list(function.containers.values()):
-        pool.stop(state, container, "its function was removed from the app")
+        pool.stop(state, container, why)
     function.app = ""
+    state.effects.append(FunctionGone(app.id, function.spec.name))
     state.touch(function)
+
+
+def forget_variants(state: State, now: float) -> None:
+    """Drop those that nobody has used for long, so that they do not become more and more."""
+    for function in variants.unused(state, now):
+        _remove_function(state, now, state.apps[function.app], function, "nobody has used it for long")
 
 
 def stop_app(state: State, now: float, app: App, why: str) -> int:

@@ -8,7 +8,7 @@ import msgspec
 from nomadfn_agent import wire
 
 from ..exception import NotFoundError, OutputExpiredError
-from . import limits, pool, records, takeover
+from . import limits, pool, records, takeover, variants
 from .effects import Accept, DropBlob, Interrupt, Reject, SendResults, Visible
 from .model import COMMIT, COMMITTING, DONE, NO_DEADLINE, RUNNING, Batch, Call, Function, Input, Session
 from .state import INPUT_BYTES, Commit, State, drop_blob, fail, note_waiting, release_call
@@ -30,6 +30,7 @@ class Submission(msgspec.Struct, gc=False):
     priority: int = 0
     deadline: float = NO_DEADLINE
     parent: str = ""
+    method: str = ""
 
 
 def submit(state: State, now: float, session: Session, sub: Submission) -> None:
@@ -42,6 +43,8 @@ def submit(state: State, now: float, session: Session, sub: Submission) -> None:
     call = state.calls.get(sub.call)
     if call is not None and (call.function is not function or call.kind != sub.kind):
         return _reject(state, session, sub, 0, "InvalidError", f"call id {sub.call} is in use by another call")
+    if (sub.method or function.spec.methods) and (text := variants.refusal(function, sub.method)):
+        return _reject(state, session, sub, 0, "InvalidError", text)
     if call is not None and call.cancelled:
         return _reject(state, session, sub, 0, "InputCancellation", f"call {sub.call} was cancelled")
     if sub.priority not in limits.PRIORITIES:
@@ -65,7 +68,7 @@ def _submit_attached(
     count = admission.count
     if count:
         if call is None:
-            call = Call(sub.call, sub.kind, function, session.id, sub.priority, now)
+            call = Call(sub.call, sub.kind, function, session.id, sub.priority, now, method=sub.method)
             state.calls[sub.call] = call
             session.calls[sub.call] = call
         _enqueue(state, now, function, call, sub, unknown[:count])
@@ -112,7 +115,17 @@ def _submit_durable(
         deadline = None if sub.deadline == NO_DEADLINE else sub.deadline
         state.record(
             records.Submitted(
-                sub.call, function.id, sub.kind, session.id, sub.priority, now, first, payloads, codecs, deadline
+                sub.call,
+                function.id,
+                sub.kind,
+                session.id,
+                sub.priority,
+                now,
+                first,
+                payloads,
+                codecs,
+                deadline,
+                sub.method,
             )
         )
         call = take_durable(state, now, function, session.id, sub, first, payloads, codecs)
@@ -142,7 +155,7 @@ def take_durable(
     """The state's side of `records.Submitted`: at once when it is made, and again at replay."""
     call = state.calls.get(sub.call)
     if call is None:
-        call = Call(sub.call, sub.kind, function, caller, sub.priority, now)
+        call = Call(sub.call, sub.kind, function, caller, sub.priority, now, method=sub.method)
         state.calls[sub.call] = call
     inputs = [Input(call, first + i, payload, codecs[i], sub.deadline) for i, payload in enumerate(payloads)]
     for one in inputs:
@@ -179,6 +192,7 @@ def replay_submitted(state: State, record: records.Submitted, function: Function
         (),
         priority=record.priority,
         deadline=NO_DEADLINE if record.deadline is None else record.deadline,
+        method=record.method,
     )
     payloads, codecs = record.payloads[skip:], record.codecs[skip:]
     take_durable(state, record.at, function, record.caller, sub, record.first + skip, payloads, codecs)

@@ -19,7 +19,7 @@ from typing import Any
 from nomadfn_agent import wire
 
 from ..exception import InvalidError, NotFoundError
-from . import apps, batching, calls, live, pool, records, scaling, takeover, watch
+from . import apps, batching, calls, live, losses, pool, records, scaling, takeover, variants, watch
 from .effects import Effect
 from .limits import Limits
 from .model import COMMITTING, DELAYED, STOPPING, WAKE, App, Container, Function, Session
@@ -27,6 +27,7 @@ from .state import Commit, State, blob_name, check_invariants, finish, note_wait
 
 TICK_BUSY_S = 0.02
 TICK_IDLE_S = 0.25
+FORGET_EVERY_S = 60.0
 
 
 class Core:
@@ -45,6 +46,7 @@ class Core:
         self.state = State(limits or Limits(), epoch=epoch, capacity=capacity, capacity_reason=capacity_reason)
         self.state.first_delivery = self.state.next_delivery = first_delivery
         self._next_sweep = 0.0
+        self._next_forgetting = 0.0
 
     # Sessions
 
@@ -70,13 +72,13 @@ class Core:
     def start_app(self, now: float, id: str, spec: wire.AppSpec, session: str) -> dict[str, str]:
         """Start an ephemeral app, or say again that it is there; returns function ids by name."""
         app, _ = apps.put_app(self.state, now, id, spec, session=session)
-        return {name: function.id for name, function in app.functions.items()}
+        return _ids(app)
 
     def deploy(self, now: float, id: str, spec: wire.AppSpec, version: int) -> tuple[dict[str, str], list[str]]:
         """Put a deployed app in force; returns function ids by name, and the functions that changed."""
         app, changed = apps.put_app(self.state, now, id, spec, deployed=True)
         app.version = version
-        return {name: function.id for name, function in app.functions.items()}, changed
+        return _ids(app), changed
 
     def restore_app(self, now: float, id: str, spec: wire.AppSpec, session: str, deployed: bool, version: int) -> None:
         """Bring back an app after a restart. The session of an ephemeral one is away until it comes back."""
@@ -110,6 +112,10 @@ class Core:
     ) -> wire.AutoscalerSettings:
         """Change autoscaler settings until the next deploy or, by the wall clock, `until` a time."""
         return live.change(self.state, self.function(function_id), settings, until, reset)
+
+    def put_variant(self, now: float, app_id: str, variation: wire.Variation) -> tuple[Function, bool]:
+        """The variant, and whether it was there already. Raises InvalidError or ResourceExhaustedError."""
+        return apps.put_variant(self.state, now, self._app(app_id), variation)
 
     def _app(self, id: str) -> App:
         app = self.state.apps.get(id)
@@ -151,10 +157,11 @@ class Core:
         if container is not None:
             pool.ready(self.state, now, container, slots)
 
-    def container_start_failed(self, now: float, id: str, text: str) -> None:
+    def container_start_failed(self, now: float, id: str, text: str, raised: bytes = b"") -> None:
+        """`raised` is the exception that inputs fail with after the last try; empty for one that tells the text."""
         container = self.state.containers.get(id)
         if container is not None:
-            pool.start_failed(self.state, now, container, text)
+            losses.start_failed(self.state, now, container, text, raised=raised)
 
     def container_leaving(self, now: float, id: str, what: str) -> None:
         """The cluster is about to end the container: it gets nothing more, and ends when its inputs are done."""
@@ -197,7 +204,7 @@ class Core:
         container = self.state.containers.get(id)
         if container is not None:
             takeover.drop_claims(self.state, container)
-            pool.lost(self.state, now, container, what, tail)
+            losses.lost(self.state, now, container, what, tail)
             app = self.state.apps.get(container.app)
             if app is None or app.stopping:
                 apps.sweep(self.state, now)
@@ -264,6 +271,10 @@ class Core:
             apps.sweep(state, now)
             calls.expire(state, now)
             takeover.forget_early(state, now)
+            variants.note_use(state, now)
+        if now >= self._next_forgetting:
+            self._next_forgetting = now + FORGET_EVERY_S
+            apps.forget_variants(state, now)
         return TICK_BUSY_S if busy else TICK_IDLE_S
 
     def _keep_appointments(self, now: float, wall: float) -> None:
@@ -403,3 +414,8 @@ class Core:
     def check_invariants(self) -> None:
         """Raises `InternalError` for anything that must not be; for tests and simulation."""
         check_invariants(self.state)
+
+
+def _ids(app: App) -> dict[str, str]:
+    """Ids of the app's functions by name, without variants."""
+    return {name: function.id for name, function in app.functions.items() if function.variation is None}

@@ -17,6 +17,7 @@ class Deliver:
     indexes: list[int]
     payloads: list[bytes]
     codecs: list[int]
+    method: str = ""
 
 
 @dataclass(slots=True)
@@ -122,6 +123,14 @@ class AppGone:
 
 
 @dataclass(slots=True)
+class FunctionGone:
+    """The app has this function no more, though it may still have containers that end."""
+
+    app: str
+    name: str
+
+
+@dataclass(slots=True)
 class FunctionChanged:
     """A function's containers or what is wanted of them changed."""
 
@@ -159,5 +168,6 @@ Effect = (
     | AppGone
     | FunctionChanged
     | SettingsReverted
+    | FunctionGone
     | Notice
 )

@@ -99,6 +99,8 @@ class Call(msgspec.Struct, eq=False, gc=False):
     cancelled: bool = False
     single: Input | None = None
     table: dict[int, Input] | None = None
+    method: str = ""
+    """Of a class: which of its methods."""
 
     @property
     def durable(self) -> bool:
@@ -347,6 +349,8 @@ class Function:
         "temporary",
         "totals",
         "unplaced",
+        "used_at",
+        "variation",
         "wanted",
     )
 
@@ -356,6 +360,10 @@ class Function:
         self.spec = spec
         self.totals = totals or Totals()
         self.revision = 1
+        self.variation: wire.Variation | None = None
+        """Where it is a variant: of what, and how it differs."""
+        self.used_at = 0.0
+        """A variant: when it had containers or inputs, or was asked for."""
         self.overrides: dict[str, Any] = {}
         self.temporary: dict[str, tuple[Any, float]] = {}
         """Over those: by setting its value, and until when (wall clock)."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from nomadfn_agent import wire
 
 from . import batching, limits, retries
-from .effects import Deliver, Notice, StopContainer
+from .effects import Deliver, StopContainer
 from .model import (
     DELAYED,
     DISPATCH,
@@ -45,10 +45,9 @@ has work ahead, is asked for it back."""
 STUCK_RUNS = 3
 RECALL_AGAIN_S = 0.25
 """The answer to a recall may be lost with a connection."""
-MAX_LOSSES = 8
-START_TRIES = 3
-START_BACKOFF_MAX_S = 30.0
 STOP_GRACE_S = 5.0
+EXIT_GRACE_S = 20.0
+"""For a class with an `@exit` method."""
 DEADLINE_TEXT = "its deadline passed before it was started"
 _WEIGHT = 0.3
 _STEP_S = 0.001
@@ -232,7 +231,7 @@ def _hand_over(state: State, now: float, function: Function, container: Containe
         if deliver is None or one.call is not call or size > wire.MAX_FRAME_BYTES:
             call = one.call
             size = len(one.payload)
-            deliver = Deliver(container.id, call.id, [], [], [], [])
+            deliver = Deliver(container.id, call.id, [], [], [], [], call.method)
             state.effects.append(deliver)
         deliver.deliveries.append(delivery)
         deliver.indexes.append(one.index)
@@ -388,8 +387,10 @@ def ready(state: State, now: float, container: Container, slots: int) -> None:
     state.touch(function)
 
 
-def stop(state: State, container: Container, reason: str, grace_s: float = STOP_GRACE_S) -> None:
+def stop(state: State, container: Container, reason: str, grace_s: float | None = None) -> None:
     """End a container. One that holds inputs is drained first, unless `grace_s` is 0."""
+    if grace_s is None:
+        grace_s = EXIT_GRACE_S if container.function.spec.has_exit else STOP_GRACE_S
     if container.state == READY:
         container.function.ready -= 1
     if container.held and grace_s:
@@ -401,99 +402,3 @@ def stop(state: State, container: Container, reason: str, grace_s: float = STOP_
         container.state = STOPPING
         container.stop_reason = reason
         state.effects.append(StopContainer(container.id, grace_s, reason))
-
-
-def lost(state: State, now: float, container: Container, what: str, tail: str) -> None:
-    """The cluster says that the container is gone; what it held runs again, or fails after too many losses."""
-    function = container.function
-    if container.state == READY:
-        function.ready -= 1
-    was_starting = container.state == STARTING
-    wanted_end = container.state == STOPPING
-    del state.containers[container.id]
-    del function.containers[container.id]
-    inputs = [one for one in container.held.values() if one.state == RUNNING]
-    batches = _batches(container)
-    container.forget_all()
-    if container.adopted:
-        pass  # It has not failed here.
-    elif was_starting:
-        _start_failed(state, now, function, f"the container ended before it was ready: {what}{_quote(tail)}")
-    elif inputs and not wanted_end:
-        _count_loss(state, now, function, container, batches or [inputs], what, tail)
-    else:
-        requeue(state, now, function, inputs)
-        if not inputs and not wanted_end:
-            text = f"container {container.index} ended while it was idle: {what}"
-            _pause_starts(state, now, function, text + _quote(tail))
-    state.touch(function)
-
-
-def _batches(container: Container) -> list[list[Input]]:
-    """What it held of each batch."""
-    batches: dict[int, list[Input]] = {}
-    for delivery, first in container.batch_of.items():
-        if (one := container.held.get(delivery)) is not None and one.state == RUNNING:
-            batches.setdefault(first, []).append(one)
-    return list(batches.values())
-
-
-def _count_loss(
-    state: State, now: float, function: Function, container: Container, groups: list[list[Input]], what: str, tail: str
-) -> None:
-    """`groups` are the container's inputs, by batch where they came in batches."""
-    count = sum(map(len, groups))
-    again = "they run again, one at a time" if count > 1 else "it runs again, alone"
-    if function.spec.max_batch_size and count > 1:
-        again = "they run again, a batch by halves"
-    text = f"container {container.index} was lost ({what}) with {count} input{'s'[: count != 1]}; {again}"
-    state.effects.append(Notice(function.app, function.spec.name, text))
-    function.totals.lost += count
-    for group in groups:
-        for one in group:
-            one.suspect = True
-            one.losses += count == 1
-            if one.losses >= MAX_LOSSES:
-                text = (
-                    f"input {one.index} of {function.spec.name} lost its container {one.losses} times while it ran "
-                    f"alone; last: {what}{_quote(tail)}"
-                )
-                fail(state, now, one, "InternalFailure", text)
-        requeue(state, now, function, group)
-
-
-def start_failed(state: State, now: float, container: Container, text: str, grace_s: float = STOP_GRACE_S) -> None:
-    """The runner could not load the function; should it not end by itself, it is made to after `grace_s`."""
-    if container.state != STARTING:
-        return
-    container.state = STOPPING
-    container.stop_reason = "its function could not be loaded"
-    state.effects.append(StopContainer(container.id, grace_s, container.stop_reason))
-    _start_failed(state, now, container.function, text)
-
-
-def _pause_starts(state: State, now: float, function: Function, text: str) -> bool:
-    """A container ended unasked without a result: from the third in a row on, the next one waits longer each time."""
-    function.failures += 1
-    function.last_error = text
-    if function.failures < START_TRIES:
-        return False
-    pause_s = min(START_BACKOFF_MAX_S, 2.0 ** (function.failures - START_TRIES))
-    function.retry_start_at = now + pause_s
-    return True
-
-
-def _start_failed(state: State, now: float, function: Function, text: str) -> None:
-    """After some tries what waits fails with what was seen, unless another container of the function serves."""
-    if not _pause_starts(state, now, function, text) or function.ready:
-        return
-    message = f"no container of {function.spec.name} could be started, after {function.failures} tries. {text}"
-    state.effects.append(Notice(function.app, function.spec.name, message))
-    for one in list(function.queue):
-        if one.state in (PENDING, DELAYED):
-            fail(state, now, one, "ExecutionError", message)
-    function.queue.clear()
-
-
-def _quote(tail: str) -> str:
-    return f"; its last output:\n{tail.rstrip()}" if tail.strip() else "; it wrote nothing"

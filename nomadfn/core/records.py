@@ -26,6 +26,7 @@ class Submitted(msgspec.Struct, array_like=True, tag=1, gc=False):
     payloads: list[bytes]
     codecs: list[int]
     deadline: float | None = None
+    method: str = ""
 
 
 class Closed(msgspec.Struct, array_like=True, tag=2, gc=False):
@@ -89,6 +90,7 @@ def records_of(call: Call) -> Iterator[Record]:
             payloads=[b"" if one.state >= COMMITTING else one.payload for one in part],
             codecs=[one.codec for one in part],
             deadline=None if deadline == NO_DEADLINE else deadline,
+            method=call.method,
         )
     # A result that is seen and not yet durable becomes durable with the snapshot; replaying it again changes nothing.
     for first in range(0, call.accepted, _SNAPSHOT_INPUTS):

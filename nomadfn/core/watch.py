@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .effects import Interrupt, Recall
+from .losses import start_failed
 from .model import RUNNING, STARTING, Container, Function, Input
-from .pool import RECALL_AGAIN_S, may_retry, retry_later, start_failed, stop, stuck_after_s
+from .pool import RECALL_AGAIN_S, may_retry, retry_later, stop, stuck_after_s
 from .state import State, fail
 
 INTERRUPTED_S = 5.0

@@ -8,9 +8,10 @@ import pytest
 from nomadfn_agent import wire
 from nomadfn_agent.wire import payload
 
-from nomadfn.core import calls, effects, pool
+from nomadfn.core import calls, effects
 from nomadfn.core.core import Core
 from nomadfn.core.limits import Limits
+from nomadfn.core.losses import MAX_LOSSES
 from nomadfn.exception import InternalError, NotFoundError, OutputExpiredError
 
 E = TypeVar("E")
@@ -225,7 +226,7 @@ def test_a_poison_input_fails_alone_after_its_losses_and_the_others_get_their_re
     assert failure.error == "InternalFailure"
     assert "SIGSEGV" in failure.message
     assert "it broke" in failure.message
-    assert losses in (pool.MAX_LOSSES, pool.MAX_LOSSES + 1)
+    assert losses in (MAX_LOSSES, MAX_LOSSES + 1)
 
 
 def test_a_raised_exception_is_retried_after_its_delay_and_then_given() -> None:

@@ -32,8 +32,11 @@ from .specs import AppSpec as AppSpec
 from .specs import AutoscalerSettings as AutoscalerSettings
 from .specs import CodeRef as CodeRef
 from .specs import FunctionSpec as FunctionSpec
+from .specs import MethodSpec as MethodSpec
+from .specs import ParameterSpec as ParameterSpec
 from .specs import RetryPolicy as RetryPolicy
 from .specs import SecretSpec as SecretSpec
+from .specs import Variation as Variation
 
 VERSION = 1
 MAX_FRAME_BYTES = 256 * 1024
@@ -117,6 +120,8 @@ class Submit(_Frame, tag=3):
     """Seconds from now after which the inputs are not started any more."""
     parent: str = ""
     """Id of the input that makes this call, where one does."""
+    method: str = ""
+    """Of a class: which of its methods."""
 
 
 class Accepted(_Frame, tag=4):
@@ -228,6 +233,8 @@ class StartFailed(_Frame, tag=22):
     """The function could not be loaded. `payload` is `payload.Raised` in msgpack."""
 
     payload: bytes
+    entering: bool = False
+    """An `@enter` method raised it: after the last try it is what the inputs fail with."""
 
 
 class Deliver(_Frame, tag=23):
@@ -239,6 +246,8 @@ class Deliver(_Frame, tag=23):
     payloads: list[bytes]
     codecs: list[int]
     """One codec for all, or one an input; with `REF` and `DURABLE` where they apply."""
+    method: str = ""
+    """Of a class: which of its methods. A batch needs none said: a class has one batched method, and no other."""
 
 
 class Outputs(_Frame, tag=24):

@@ -32,8 +32,29 @@ class SecretSpec(msgspec.Struct, frozen=True, kw_only=True):
     values: dict[str, str] = {}
 
 
+class MethodSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One method of a class that can be called from outside."""
+
+    name: str
+    is_async: bool = False
+    is_generator: bool = False
+
+
+class ParameterSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One parameter of a class. Its values travel as text, see `parameters`."""
+
+    name: str
+    type: str
+    """`str`, `int`, `bool` or `bytes`."""
+    default: str | None = None
+    """None where a value has to be given."""
+
+
 class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One function as its program defines it. Readable as JSON: it stands in the registry like this."""
+    """One function as its program defines it, or one class: then `methods` says how it can be called.
+
+    Readable as JSON: it stands in the registry like this.
+    """
 
     name: str
     module: str = ""
@@ -59,6 +80,37 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     target_inputs: int | None = None
     max_batch_size: int = 0
     batch_wait_ms: int = 0
+    methods: list[MethodSpec] = []
+    """Of a class, which has at least one; empty for a function."""
+    parameters: list[ParameterSpec] = []
+    has_exit: bool = False
+    """The class has an `@exit` method, for which its containers have `EXIT_GRACE_S`."""
+    variant_of: str = ""
+    """Where this is a variant: the name of the function that it is one of."""
+    arguments: dict[str, str] = {}
+    """A variant of a class: the values of its parameters, those with a default too."""
+
+    @property
+    def program_name(self) -> str:
+        """What the program calls it: a variant has the name of what it is a variant of."""
+        return self.variant_of or self.name
+
+    def method(self, name: str) -> MethodSpec | None:
+        """The method of that name of a class, None where it has none."""
+        return next((one for one in self.methods if one.name == name), None)
+
+
+class Variation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a variant has that differs from the function that it is a variant of. Readable as JSON, as a spec is."""
+
+    base: str
+    """Name of that function."""
+    arguments: dict[str, str] = {}
+    autoscaler: dict[str, int | float | None] = {}
+    """Fields of `AutoscalerSettings`."""
+    fields: list[str] = []
+    """Which fields of `values` hold; `env` is added to the function's own, everything else takes the place of it."""
+    values: FunctionSpec = FunctionSpec(name="")
 
 
 class CodeRef(msgspec.Struct, frozen=True, kw_only=True):
