@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from nomadfn.control.service import Service
 
 HELLO_TIMEOUT_S = 10.0
+READ_BUFFER_BYTES = 16 * 1024
+"""What a connection takes of memory at first; one whose frames are larger gets a larger one."""
 FRAME_MAX_BYTES = 64 * 1024 * 1024
 LOG_BACKLOG_BYTES = 4 * 1024 * 1024
 """A client that is further behind than this misses log lines and figures, never results."""
@@ -168,5 +170,5 @@ async def listen(service: Service, host: str, port: int) -> asyncio.Server:
         enable_auto_pong=False,
         websocket_handshake_timeout=HELLO_TIMEOUT_S,
         logger_name="nomadfn",
-        read_buffer_init_size=256 * 1024,
+        read_buffer_init_size=READ_BUFFER_BYTES,
     )

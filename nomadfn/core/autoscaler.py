@@ -10,7 +10,7 @@ while containers take inputs up; containers that are starting count as there, so
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,7 +52,11 @@ class Sample:
     batch_size: int = 0
     """`max_batch_size` of a batched function, else 0."""
     starting: int = 0
-    ready: Sequence[Member] = ()
+    ready: Collection[Member] = ()
+    holding: int = 0
+    """Those of `ready` that hold an input."""
+    stops: bool = True
+    """Whether to look for containers that may stop: each of `ready` is looked at then."""
     draining: int = 0
     """Containers that take no more inputs and are still there."""
     ceiling: int | None = None
@@ -116,7 +120,7 @@ def wanted(sample: Sample) -> Wanted:
     active = sample.pending + sample.running > 0
     if not sample.pending:
         # Buffer containers are idle ones: they come on top of those that have work, however little.
-        needed = max(needed, sum(member.idle_s is None for member in sample.ready) if active else 0)
+        needed = max(needed, sample.holding if active else 0)
     buffer = settings.buffer_containers if active else 0
     reason = _work_in_words(sample, needed)
     if buffer:
@@ -148,9 +152,10 @@ def decide(sample: Sample) -> Scale:
         return Scale(count, reason, start)
     floor = max(count, min(settings.min_containers, maximum))
     surplus = int(there - floor)
-    if surplus <= 0:
+    over = int(max(0, there - maximum))
+    if surplus <= 0 or not (sample.stops or over or sample.yields):
         return Scale(count, reason)
-    stop, drain = _shrink(sample, surplus, int(max(0, there - maximum)))
+    stop, drain = _shrink(sample, surplus, over)
     if stop:
         reason += f"; {len(stop):,} idle stop"
     if drain:

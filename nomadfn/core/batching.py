@@ -12,7 +12,7 @@ from nomadfn_agent import wire
 
 from .effects import DeliverBatch
 from .model import DISPATCH, READY, Container, Function, Input
-from .state import State, is_live
+from .state import LOOK_S, State, is_live
 
 
 def note_arrival(function: Function, now: float, count: int) -> None:
@@ -87,6 +87,7 @@ def hand_over(state: State, now: float, function: Function, container: Container
     """Make `inputs` one batch of the container."""
     if not container.held:
         container.progress = now
+        container.late = False
     first = delivery = state.next_delivery
     part: DeliverBatch | None = None
     size = 0
@@ -114,6 +115,8 @@ def hand_over(state: State, now: float, function: Function, container: Container
     state.next_delivery = delivery
     container.batches[first] = len(inputs)
     container.begin(now, first)
+    function.changed[container.id] = container
+    state.look(container, now + min(LOOK_S, function.spec.timeout_s))
 
 
 def halves(batch: list[Input]) -> list[list[Input]]:

@@ -25,8 +25,8 @@ from .limits import Limits
 from .model import COMMITTING, DELAYED, STOPPING, WAKE, App, Container, Function, Session
 from .state import Commit, State, blob_name, check_invariants, finish, note_waiting
 
-TICK_BUSY_S = 0.02
-TICK_IDLE_S = 0.25
+TICK_S = 0.25
+TICK_LEAST_S = 0.001
 FORGET_EVERY_S = 60.0
 
 
@@ -253,20 +253,21 @@ class Core:
         state = self.state
         state.wake_at = math.inf
         self._keep_appointments(now, now if wall is None else wall)
-        busy = False
         for function in list(state.active.values()):
             self._wake_delayed(now, function)
             if function.deadlines.next <= now:
                 pool.drop_late(state, now, function)
-            if function.running_inputs or function.containers:
-                for container in list(function.containers.values()):
-                    if container.state != STOPPING:
-                        watch.watch(state, now, container)
-            busy = busy or bool(function.running_inputs or function.waiting_inputs)
-            if function.next_decision <= now or (function.arrivals and batching.due_at(function) <= now):
+            due_at = function.next_decision
+            if function.arrivals:
+                due_at = min(due_at, batching.due_at(function))
+            if due_at <= now:
                 state.dirty[function.id] = function
+            else:
+                state.wake_at = min(state.wake_at, due_at)
+            state.wake_at = min(state.wake_at, function.deadlines.next, function.queue.next_due or math.inf)
+        watch.watch_due(state, now)
         if now >= self._next_sweep:
-            self._next_sweep = now + TICK_IDLE_S
+            self._next_sweep = now + TICK_S
             apps.end_away_sessions(state, now)
             apps.sweep(state, now)
             calls.expire(state, now)
@@ -275,7 +276,7 @@ class Core:
         if now >= self._next_forgetting:
             self._next_forgetting = now + FORGET_EVERY_S
             apps.forget_variants(state, now)
-        return TICK_BUSY_S if busy else TICK_IDLE_S
+        return min(TICK_S, max(TICK_LEAST_S, state.wake_at - now))
 
     def _keep_appointments(self, now: float, wall: float) -> None:
         """What was said to happen at a time of day."""

@@ -17,6 +17,7 @@ START_BACKOFF_MAX_S = 30.0
 def lost(state: State, now: float, container: Container, what: str, tail: str) -> None:
     """The cluster says that the container is gone; what it held runs again, or fails after too many losses."""
     function = container.function
+    function.changed[container.id] = container
     if container.state == READY:
         function.ready -= 1
     was_starting = container.state == STARTING
@@ -79,6 +80,7 @@ def start_failed(
     """The runner could not load the function; should it not end by itself, it is made to after `grace_s`."""
     if container.state != STARTING:
         return
+    container.function.changed[container.id] = container
     container.state = STOPPING
     container.stop_reason = "its function could not be loaded"
     state.effects.append(StopContainer(container.id, grace_s, container.stop_reason))

@@ -17,13 +17,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from nomadfn_agent import wire
 
 from ..exception import InternalError
 from .deadlines import NEVER, Deadlines
+from .placement import Want
 from .queue import FunctionQueue
 
 PENDING, RUNNING, DELAYED, COMMITTING, DONE = range(5)
@@ -182,6 +183,31 @@ class Session:
         self.unacknowledged: deque[Batch] = deque()
 
 
+class Tally(NamedTuple):
+    """Sums over containers, or what one counts for in them; see `core/tally.py`."""
+
+    starting: int = 0
+    draining: int = 0
+    """Neither starting nor ready: they take no more inputs and are still there."""
+    holding: int = 0
+    """Ready ones that hold an input."""
+    busy: int = 0
+    """Slots in use of the ready ones; an input that runs alone uses all of its container's."""
+    all_slots: int = 0
+    """All slots of those that have one in use."""
+    ahead: int = 0
+    """Inputs that ready ones hold beyond their slots."""
+    slow: int = 0
+    """Those of `busy` that are not free soon."""
+    slow_slots: int = 0
+    """The same of `all_slots`."""
+    blocked: int = 0
+    """Containers that wait for inputs which they submitted themselves."""
+
+
+NO_TALLY = Tally()
+
+
 class Container:
     """One container of a function's pool."""
 
@@ -198,7 +224,10 @@ class Container:
         "idle_since",
         "index",
         "interrupted",
+        "late",
         "listed",
+        "look_at",
+        "part",
         "pid",
         "progress",
         "queued",
@@ -243,6 +272,12 @@ class Container:
         """When it was last asked for inputs back, and has not answered."""
         self.listed = 0
         """Which of the pool's heaps it stands in: 0 none, 1 idle, 2 roomy."""
+        self.late = False
+        """What runs in it has done so for long: its slots are not free soon."""
+        self.look_at = math.inf
+        """When `watch` looks at it next."""
+        self.part = NO_TALLY
+        """What it counts for in its function's `tally`."""
         self.revision = function.revision
         self.pid = 0
         self.waiting = 0
@@ -327,6 +362,7 @@ class Function:
         "arrivals",
         "arrived",
         "blocked",
+        "changed",
         "containers",
         "deadlines",
         "decisions",
@@ -337,6 +373,7 @@ class Function:
         "last_error",
         "mean_run_s",
         "next_decision",
+        "next_stops",
         "overrides",
         "pending",
         "queue",
@@ -346,11 +383,13 @@ class Function:
         "roomy_heap",
         "running",
         "spec",
+        "tally",
         "temporary",
         "totals",
         "unplaced",
         "used_at",
         "variation",
+        "want",
         "wanted",
     )
 
@@ -377,6 +416,13 @@ class Function:
         self.arrived = 0
         """How many those are together."""
         self.containers: dict[str, Container] = {}
+        self.changed: dict[str, Container] = {}
+        """Those that the `tally` has to look at again."""
+        self.tally = NO_TALLY
+        self.want: Want | None = None
+        """What it asked for when it was last looked at."""
+        self.next_stops = 0.0
+        """When it is looked at next for containers that may stop."""
         self.ready = 0
         self.idle_heap: list[tuple[int, str]] = []
         self.roomy_heap: list[tuple[int, str]] = []

@@ -33,15 +33,17 @@ from .model import (
     Function,
     Input,
 )
-from .state import STATUS_MASK, State, drop_blob, fail, finish, forget_claim, is_claim, is_live
+from .state import LOOK_S, STATUS_MASK, State, drop_blob, fail, finish, forget_claim, is_claim, is_live
 
 AHEAD_S = 0.005
 AHEAD_MAX = 256
 AHEAD_BELOW_S = 0.05
 """Functions that take longer get nothing ahead."""
-STUCK_S = 0.02
+SHARE_S = 0.0005
+"""A container is sent at least so much work in one frame, where there is so much: more containers are no faster."""
+STUCK_S = 0.01
 """A container that gave no output for this long (or `STUCK_RUNS` of its usual run times, if that is more), though it
-has work ahead, is asked for it back."""
+has work ahead, is asked for it back. It gives one each millisecond while it runs short inputs."""
 STUCK_RUNS = 3
 RECALL_AGAIN_S = 0.25
 """The answer to a recall may be lost with a connection."""
@@ -201,7 +203,11 @@ def _fill(state: State, now: float, function: Function, container: Container, ex
     if used and now - container.progress > stuck_after_s(function):
         extra = 0
     room = container.slots + extra - used
-    share = max(min(function.target, container.slots) - used, math.ceil(function.waiting_inputs / max(1, takers)))
+    share = max(
+        min(function.target, container.slots) - used,
+        math.ceil(function.waiting_inputs / max(1, takers)),
+        math.ceil(extra * (SHARE_S / AHEAD_S)),
+    )
     if min(room, share) <= 0:
         return True
     taken = function.queue.take(min(room, share), is_live)
@@ -214,6 +220,7 @@ def _fill(state: State, now: float, function: Function, container: Container, ex
 def _hand_over(state: State, now: float, function: Function, container: Container, inputs: list[Input]) -> None:
     if not container.held:
         container.progress = now
+        container.late = False
     held = container.held
     counts_slots = container.slots > 1
     delivery = state.next_delivery
@@ -241,6 +248,11 @@ def _hand_over(state: State, now: float, function: Function, container: Containe
             container.begin(now, delivery)
         delivery += 1
     state.next_delivery = delivery
+    function.changed[container.id] = container
+    if len(held) > container.slots:
+        state.look(container, now + stuck_after_s(function))
+    elif container.look_at == math.inf:
+        state.look(container, now + min(LOOK_S, function.spec.timeout_s))
 
 
 def take_outputs(
@@ -282,6 +294,7 @@ def take_outputs(
             continue
         finish(state, now, one, status, payload)
     container.progress = now
+    container.late = False
     _after_release(state, now, container)
 
 
@@ -354,6 +367,7 @@ def requeue(state: State, now: float, function: Function, inputs: list[Input]) -
 
 def _after_release(state: State, now: float, container: Container) -> None:
     function = container.function
+    function.changed[container.id] = container
     if not container.held:
         container.alone = False
         container.idle_since = now
@@ -369,6 +383,8 @@ def add(state: State, now: float, function: Function, index: int) -> Container:
     container = Container(id, function, index, now)
     function.containers[id] = container
     state.containers[id] = container
+    function.changed[id] = container
+    state.look(container, now + min(LOOK_S, function.spec.startup_timeout_s))
     state.touch(function)
     return container
 
@@ -383,6 +399,7 @@ def ready(state: State, now: float, container: Container, slots: int) -> None:
     container.progress = container.idle_since = now
     function = container.function
     function.ready += 1
+    function.changed[container.id] = container
     list_container(function, container, 0)
     state.touch(function)
 
@@ -391,6 +408,7 @@ def stop(state: State, container: Container, reason: str, grace_s: float | None 
     """End a container. One that holds inputs is drained first, unless `grace_s` is 0."""
     if grace_s is None:
         grace_s = EXIT_GRACE_S if container.function.spec.has_exit else STOP_GRACE_S
+    container.function.changed[container.id] = container
     if container.state == READY:
         container.function.ready -= 1
     if container.held and grace_s:

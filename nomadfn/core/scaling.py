@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from itertools import chain
 
 from . import autoscaler, placement, pool
 from .effects import FunctionChanged, StartContainer
 from .model import READY, STARTING, STOPPING, Container, Function
 from .state import State
+from .tally import tally
 
 INTERVAL_S = 0.25
 """How often a function that has containers or work is looked at, whatever happens."""
@@ -17,14 +20,27 @@ BUSY_INTERVAL_S = 0.01
 
 def scale(state: State, now: float) -> None:
     """Look at the functions whose turn it is; start, drain and stop containers."""
+    soon = now + BUSY_INTERVAL_S
     for function in state.dirty.values():
         # An event too soon after the last look is looked at soon, not only at the next regular time.
-        function.next_decision = min(function.next_decision, now + BUSY_INTERVAL_S)
+        if function.next_decision > soon:
+            function.next_decision = soon
     turn = [function for function in state.active.values() if _is_due(state, now, function)]
-    if not turn:
-        return
-    samples = {function.id: sample(state, now, function) for function in state.active.values()}
-    wants = [_want(state, function, samples[function.id]) for function in state.active.values()]
+    if turn:
+        _look(state, now, turn)
+    for function in state.dirty.values():
+        if now < function.next_decision < state.wake_at:
+            state.wake_at = function.next_decision
+
+
+def _look(state: State, now: float, turn: list[Function]) -> None:
+    samples = {function.id: sample(state, now, function) for function in turn}
+    for function in state.active.values():
+        if function.id in samples:
+            function.want = _want(state, function, samples[function.id])
+        elif function.want is None or function.id in state.dirty:
+            function.want = _want(state, function, sample(state, now, function))
+    wants = [function.want for function in state.active.values() if function.want is not None]
     grants = placement.share(wants, state.capacity, state.capacity_reason)
     for function in turn:
         grant = grants[function.id]
@@ -32,7 +48,10 @@ def scale(state: State, now: float) -> None:
         apply(state, now, function, autoscaler.decide(granted), grant.reason)
         function.last_decision = now
         function.next_decision = now + INTERVAL_S
+        if granted.stops:
+            function.next_stops = now + INTERVAL_S
     for function in [one for one in state.active.values() if _is_quiet(one)]:
+        function.want = None
         del state.active[function.id]
 
 
@@ -51,46 +70,50 @@ def _is_quiet(function: Function) -> bool:
     )
 
 
+class _Ready(Collection[autoscaler.Member]):
+    """The ready containers of a function, made into members only for a plan that has to name some."""
+
+    def __init__(self, now: float, function: Function) -> None:
+        self._now = now
+        self._function = function
+
+    def __len__(self) -> int:
+        return self._function.ready
+
+    def __contains__(self, member: object) -> bool:
+        return any(one == member for one in self)
+
+    def __iter__(self) -> Iterator[autoscaler.Member]:
+        for one in self._function.containers.values():
+            if one.state == READY:
+                yield autoscaler.Member(one.id, one.index, None if one.held else self._now - one.idle_since)
+
+
 def sample(state: State, now: float, function: Function) -> autoscaler.Sample:
     """What the autoscaler has to know. Inputs that are in a container beyond its slots still wait."""
-    starting = draining = ahead = busy = slow = 0
-    ready: list[autoscaler.Member] = []
-    for container in function.containers.values():
-        if container.state == STARTING:
-            starting += 1
-        elif container.state != READY:
-            draining += 1
-        else:
-            ready.append(
-                autoscaler.Member(container.id, container.index, None if container.held else now - container.idle_since)
-            )
-        held = container.used
-        if held and container.state == READY:
-            # Inputs that have to run alone leave no slot beside them, and need a container that has none in use.
-            used = container.slots if container.alone or function.queue.alone else min(held, container.slots)
-            busy += used
-            ahead += max(0, held - used)
-            if container.waiting or now - container.progress > autoscaler.DRAIN_WITHIN_S:
-                slow += used
+    sums = tally(function)
+    # Inputs that have to run alone leave no slot beside them, and need a container that has none in use.
+    alone = bool(function.queue.alone)
     stopped = state.apps[function.app].stopping if function.app in state.apps else True
     return autoscaler.Sample(
         settings=function.settings,
-        pending=function.waiting_inputs + ahead,
-        running=busy,
-        slow=slow,
+        pending=function.waiting_inputs + sums.ahead,
+        running=sums.all_slots if alone else sums.busy,
+        slow=sums.slow_slots if alone else sums.slow,
         mean_run_s=function.mean_run_s,
         target=function.target,
         batch_size=function.spec.max_batch_size,
-        starting=starting,
-        ready=ready,
-        draining=draining,
+        starting=sums.starting,
+        ready=_Ready(now, function),
+        holding=sums.holding,
+        stops=function.next_stops <= now,
+        draining=sums.draining,
         ceiling=0 if stopped else None,
     )
 
 
 def _want(state: State, function: Function, one: autoscaler.Sample) -> placement.Want:
     wanted = autoscaler.wanted(one)
-    blocked = sum(1 for container in function.containers.values() if container.waiting)
     callers = chain(function.queue.callers(), (one.call.caller for part in function.queue.alone for one in part))
     inner = any(session.parent for caller in callers if (session := state.sessions.get(caller)) is not None)
     return placement.Want(
@@ -100,7 +123,7 @@ def _want(state: State, function: Function, one: autoscaler.Sample) -> placement
         buffer=wanted.buffer,
         minimum=function.settings.min_containers,
         has=len(function.containers),
-        blocked=blocked,
+        blocked=tally(function).blocked,
         inner=inner,
         name=function.spec.name,
     )
@@ -109,21 +132,7 @@ def _want(state: State, function: Function, one: autoscaler.Sample) -> placement
 def _with_grant(one: autoscaler.Sample, grant: placement.Grant) -> autoscaler.Sample:
     if one.ceiling == 0:
         return one
-    return autoscaler.Sample(
-        settings=one.settings,
-        pending=one.pending,
-        running=one.running,
-        slow=one.slow,
-        mean_run_s=one.mean_run_s,
-        target=one.target,
-        batch_size=one.batch_size,
-        starting=one.starting,
-        ready=one.ready,
-        draining=one.draining,
-        ceiling=grant.count,
-        ceiling_reason=grant.reason,
-        yields=grant.yields,
-    )
+    return replace(one, ceiling=grant.count, ceiling_reason=grant.reason, yields=grant.yields)
 
 
 def apply(state: State, now: float, function: Function, plan: autoscaler.Scale, limited_by: str) -> None:
@@ -153,8 +162,7 @@ def drain_outdated(state: State, function: Function) -> None:
 
 def counts(function: Function) -> tuple[int, int]:
     """Containers that are ready, and those that are starting."""
-    starting = sum(1 for container in function.containers.values() if container.state == STARTING)
-    return function.ready, starting
+    return function.ready, tally(function).starting
 
 
 def containers_in_order(function: Function) -> list[Container]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from heapq import heappush
 from math import inf
 
 import msgspec
@@ -21,6 +22,7 @@ from .model import (
     RUNNING,
     SETTLE,
     STARTING,
+    STOPPING,
     App,
     Batch,
     Call,
@@ -31,10 +33,13 @@ from .model import (
     Totals,
 )
 from .records import Finished, Record
+from .tally import recount, tally
 
 INPUT_BYTES = 128
 """What an input takes in the journal beside its payload, at the most: a spawn's ids are among it."""
 STATUS_MASK = wire.REF - 1
+LOOK_S = 0.25
+"""The longest that nobody looks at a container which holds something, or starts (`watch`)."""
 TOTALS_MAX = 1000
 OTHERS = "(others)"
 """Functions beyond `TOTALS_MAX` are counted together under this name."""
@@ -100,7 +105,9 @@ class State:
     next_delivery: int = 1
     next_container: int = 1
     wake_at: float = inf
-    """When the next batch is due; `Core.tick` shall be called then."""
+    """When `Core.tick` shall be called at the latest: the next thing that time alone brings about."""
+    looks: list[tuple[float, str]] = field(default_factory=list)
+    """A heap of containers by when `watch` looks at them; of several entries for one its `look_at` is the valid one."""
     capacity: int | None = None
     capacity_reason: str = ""
     recovering: bool = False
@@ -125,6 +132,13 @@ class State:
         if self.functions.get(function.id) is function:
             self.dirty[function.id] = function
             self.active[function.id] = function
+
+    def look(self, container: Container, at: float) -> None:
+        """Have `watch` look at a container at this time, or before."""
+        if at < container.look_at:
+            container.look_at = at
+            heappush(self.looks, (at, container.id))
+            self.wake_at = min(self.wake_at, at)
 
     def record(self, one: Record) -> int:
         self.records.append(one)
@@ -224,7 +238,9 @@ def note_waiting(state: State, container: Container, change: int) -> None:
     before = container.waiting
     container.waiting = max(0, before + change)
     if (before == 0) != (container.waiting == 0):
-        state.dirty[container.function.id] = container.function
+        function = container.function
+        function.changed[container.id] = container
+        state.dirty[function.id] = function
 
 
 def _queue_result(state: State, session: Session, call: Call, one: Input) -> None:
@@ -264,6 +280,8 @@ def check_invariants(state: State) -> None:
         if container.alone and container.used > 1:
             raise InternalError(f"{container.id} holds {container.used} inputs or batches beside a suspect one")
         _check_slots(container)
+        if (container.held or container.interrupted) and container.look_at == inf and container.state != STOPPING:
+            raise InternalError(f"{container.id} holds {len(container.held)} inputs, and nobody will look at it")
         for delivery, one in container.held.items():
             if one.state != RUNNING or one.delivery != delivery:
                 continue
@@ -308,3 +326,5 @@ def _check_counts(state: State) -> None:
         ready = sum(1 for container in function.containers.values() if container.state == READY)
         if ready != function.ready:
             raise InternalError(f"{function.id}: {ready} containers are ready, the function says {function.ready}")
+        if (fresh := recount(function)) != tally(function):
+            raise InternalError(f"{function.id}: its containers add up to {fresh}, its tally is {function.tally}")

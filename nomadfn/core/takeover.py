@@ -14,7 +14,7 @@ from __future__ import annotations
 from .effects import Interrupt
 from .model import PENDING, READY, RUNNING, STARTING, Call, Container, Function, Input
 from .pool import list_container
-from .state import Claim, State, drop_blob, finish, forget_claim, is_claim
+from .state import LOOK_S, Claim, State, drop_blob, finish, forget_claim, is_claim
 
 EARLY_S = 60.0
 """How long a result is kept whose client has not come back."""
@@ -26,6 +26,8 @@ def adopt(state: State, now: float, function: Function, id: str, index: int) -> 
     container.adopted = True
     function.containers[id] = container
     state.containers[id] = container
+    function.changed[id] = container
+    state.look(container, now + LOOK_S)
     state.touch(function)
     return container
 
@@ -56,6 +58,8 @@ def attach(
             _take_slot(container, now, delivery)
     if refused:
         state.effects.append(Interrupt(container.id, refused))
+    function.changed[container.id] = container
+    state.look(container, now)
     list_container(function, container, 0)
     state.touch(function)
 

@@ -56,13 +56,13 @@ def test_slow_inputs_among_fast_ones_hold_their_containers() -> None:
 def test_the_buffer_is_there_only_while_the_function_is_active() -> None:
     settings = AutoscalerSettings(buffer_containers=3)
     assert wanted(Sample(settings, 0, 0)).count == 0
-    assert wanted(Sample(settings, 0, 1, ready=busy(1))).count == 4
-    assert wanted(Sample(settings, 0, 1, ready=busy(1))).buffer == 3
+    assert wanted(Sample(settings, 0, 1, ready=busy(1), holding=1)).count == 4
+    assert wanted(Sample(settings, 0, 1, ready=busy(1), holding=1)).buffer == 3
 
 
 def test_the_buffer_is_on_top_of_every_container_that_has_work() -> None:
     settings = AutoscalerSettings(buffer_containers=2)
-    assert wanted(Sample(settings, 0, 4, target=10, ready=busy(4))).count == 6
+    assert wanted(Sample(settings, 0, 4, target=10, ready=busy(4), holding=4)).count == 6
 
 
 def test_min_containers_are_there_without_any_input() -> None:
@@ -107,7 +107,7 @@ def test_containers_that_another_function_needs_stop_early() -> None:
 
 
 def test_busy_containers_drain_only_where_no_idle_one_can_make_room() -> None:
-    sample = Sample(DEFAULTS, 9, 4, ready=busy(4), ceiling=2, yields=2)
+    sample = Sample(DEFAULTS, 9, 4, ready=busy(4), holding=4, ceiling=2, yields=2)
     plan = decide(sample)
     assert (plan.drain, plan.stop, plan.direction) == (("c3", "c2"), (), "down")
     assert decide(replace(sample, yields=0, ceiling=4)).drain == ()
@@ -116,7 +116,7 @@ def test_busy_containers_drain_only_where_no_idle_one_can_make_room() -> None:
 def test_lowering_the_maximum_stops_idle_ones_at_once_and_drains_busy_ones() -> None:
     settings = AutoscalerSettings(max_containers=2)
     mixed = (Member("c0", 0, None), Member("c1", 1, None), Member("c2", 2, None), Member("c3", 3, 0.0))
-    plan = decide(Sample(settings, 5, 3, ready=mixed))
+    plan = decide(Sample(settings, 5, 3, ready=mixed, holding=3))
     assert (plan.stop, plan.drain) == (("c3",), ("c2",))
 
 
@@ -142,6 +142,8 @@ def samples(draw: st.DrawFn) -> Sample:
         batch_size=draw(st.integers(0, 30)),
         starting=draw(st.integers(0, 8)),
         ready=ready,
+        holding=ages.count(None),
+        stops=draw(st.booleans()),
         draining=draw(st.integers(0, 4)),
         ceiling=draw(st.none() | st.integers(0, 30)),
         yields=draw(st.integers(0, 5)),
@@ -156,6 +158,7 @@ def follow(sample: Sample, plan: Scale) -> Sample:
         sample,
         starting=sample.starting + plan.start,
         ready=ready,
+        holding=sum(member.idle_s is None for member in ready),
         draining=sample.draining + len(plan.drain),
         yields=max(0, sample.yields - len(gone)),
     )
@@ -241,6 +244,7 @@ class Trial:
             mean_run_s=self.run_s if self.done else None,
             target=self.target,
             starting=len(self.starting),
+            holding=len(held),
             ready=[
                 Member(str(index), index, None if ends else self.now - self.idle_since[index])
                 for index, ends in sorted(self.ready.items())
