@@ -36,6 +36,8 @@ HELD_BYTES, HELD_S = 100, 0.05
 """An input of more bytes is answered so much later."""
 NOTHING = pickle.dumps(None)
 JOINING_AT_ONCE = 50
+PING_S = 2.0
+"""As often as an agent says that it is there."""
 LOOK_S = 0.05
 
 
@@ -142,6 +144,10 @@ class Peer(picows.WSListener):
         assert self._transport is not None
         self._transport.send(picows.WSMsgType.BINARY, wire.encode(frame))
 
+    def ping(self) -> None:
+        if self._transport is not None:
+            self._transport.send_ping()
+
     def close(self) -> None:
         if self._transport is not None:
             self._transport.disconnect()
@@ -158,7 +164,12 @@ class Agents:
 
     async def join(self, number: int) -> None:
         frame = wire.Join(wire.VERSION, JOB, f"alloc-{number}", 0, 0, [])
-        await self._connect(self._join_token, frame, self._on_agent_frame, wire.decode_to_supervisor)
+        agent = await self._connect(self._join_token, frame, self._on_agent_frame, wire.decode_to_supervisor)
+        self._ping(agent)
+
+    def _ping(self, agent: Peer) -> None:
+        agent.ping()
+        self._loop.call_later(PING_S, self._ping, agent)
 
     async def _connect(
         self, token: str, first: msgspec.Struct, take: Callable[[Peer, Any], None], decode: Callable[[Any], Any]
