@@ -41,9 +41,10 @@ AHEAD_BELOW_S = 0.05
 """Functions that take longer get nothing ahead."""
 SHARE_S = 0.0005
 """A container is sent at least so much work in one frame, where there is so much: more containers are no faster."""
-STUCK_S = 0.01
+STUCK_S = 0.005
 """A container that gave no output for this long (or `STUCK_RUNS` of its usual run times, if that is more), though it
-has work ahead, is asked for it back. It gives one each millisecond while it runs short inputs."""
+has work ahead, is asked for it back. It gives one each millisecond while it runs short inputs, unless it gets no
+processor: then it is asked in vain, which costs two messages."""
 STUCK_RUNS = 3
 RECALL_AGAIN_S = 0.25
 """The answer to a recall may be lost with a connection."""
