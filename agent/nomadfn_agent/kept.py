@@ -11,6 +11,8 @@ import time
 from collections import deque
 from collections.abc import Iterator
 
+from .wire import Part
+
 KEEP_S = 5.0
 """What was acknowledged is kept for so long since it was sent."""
 KEEP_BYTES = 16 * 1024 * 1024
@@ -32,17 +34,48 @@ class Kept:
         self._bytes = 0
         self._frames = 0
         self._acknowledged = 0
+        self._parts: dict[int, deque[tuple[Part, int]]] = {}
+        """By delivery: frames of its stream that nobody has taken, with what they count for in its window."""
+
+    def add_part(self, part: Part, size: int) -> None:
+        """It goes out now, after all parts of its delivery before it."""
+        self._parts.setdefault(part.delivery, deque()).append((part, size))
+
+    def take_parts(self, delivery: int, number: int) -> int:
+        """The parts up to `number` are taken: returns what the frames count for that are not kept any more."""
+        frames = self._parts.get(delivery)
+        size = 0
+        while frames and frames[0][0].number <= number:
+            size += frames.popleft()[1]
+        return size
+
+    def parts(self) -> list[Part]:
+        """What the next leader has to be given of streams, before what they ended with."""
+        return [part for frames in list(self._parts.values()) for part, _ in list(frames)]
+
+    def forget_parts(self, batch: list[Done]) -> None:
+        """These have ended, and what they gave is not needed for another leader."""
+        for item, _, _, _ in batch if self._parts else ():
+            self._parts.pop(item[0], None)
 
     def add(self, batch: list[Done]) -> None:
         """It goes out now, as one frame."""
         now = time.monotonic()
         self._frames += 1
-        size = sum([len(one[2]) for one in batch]) + ENTRY_BYTES * len(batch)
+        size = sum([len(one[2]) for one in batch]) + ENTRY_BYTES * len(batch) + self._bytes_of_parts(batch)
         sent = self._sent
         sent.append((self._frames, now, size, batch))
         self._bytes += size
         while self._is_done(sent[0], now) or (self._bytes > KEEP_BYTES and len(sent) > 1):
-            self._bytes -= sent.popleft()[2]
+            _, _, size, dropped = sent.popleft()
+            self._bytes -= size
+            self.forget_parts(dropped)
+
+    def _bytes_of_parts(self, batch: list[Done]) -> int:
+        if not self._parts:
+            return 0
+        ended = [part for item, _, _, _ in batch for part, _ in self._parts.get(item[0], ())]
+        return sum(len(payload) for part in ended for payload in part.payloads)
 
     def acknowledge(self, frames: int) -> None:
         """The leader has all frames of this link up to this number, and led when it had them."""
@@ -51,6 +84,9 @@ class Kept:
     def start_again(self) -> list[Done]:
         """What the next leader has to be given, as the first frame of its link; empty if there is none."""
         now = time.monotonic()
+        for entry in list(self._sent):
+            if self._is_done(entry, now):
+                self.forget_parts(entry[3])
         rest = [(1, at, size, batch) for _, at, size, batch in self._unknown(now)]
         self._sent = deque(rest)
         self._bytes = sum(size for _, _, size, _ in rest)

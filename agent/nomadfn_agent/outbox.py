@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from .kept import Done, Item, Kept
-from .wire import MAX_FRAME_BYTES, MAX_INPUTS_PER_FRAME, Attach, Outputs, Returned, encode
+from .wire import MAX_FRAME_BYTES, MAX_INPUTS_PER_FRAME, Attach, Fed, Outputs, Part, Returned, encode
 from .wire.link import Link, LinkClosed
 
 LINK_LOST = 1
@@ -51,7 +51,19 @@ class Outbox:
             if lost is not None:
                 self.join_next(*lost)
 
-    def tell(self, frame: Returned) -> None:
+    def give(self, part: Part, size: int) -> None:
+        """Send a part of a delivery's stream, after all of its parts before; `size` is what it counts for."""
+        self.kept.add_part(part, size)
+        data = encode(part)
+        while True:
+            link = self.link
+            try:
+                return link.send(data)
+            except LinkClosed as error:
+                # The next leader may get it twice, and sees that by its number.
+                self.join_next(link, error)
+
+    def tell(self, frame: Returned | Fed) -> None:
         """Send what no next leader has to know."""
         link = self.link
         try:
@@ -84,6 +96,8 @@ class Outbox:
             size_bytes += len(batch[-1][2])
         if self._rejoin is not None:
             self.kept.add(batch)
+        else:
+            self.kept.forget_parts(batch)
         link = self.link
         try:
             link.send(_outputs(batch))
@@ -101,6 +115,8 @@ class Outbox:
         items = list(held.values())
         calls, indexes = [item[1] for item in items], [item[2] for item in items]
         link.send(encode(Attach(self._code, self._slots, list(held), calls, indexes)))
+        for part in self.kept.parts():
+            link.send(encode(part))
         if sent:
             link.send(_outputs(sent))
 

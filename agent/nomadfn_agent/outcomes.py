@@ -52,17 +52,21 @@ class Coder:
             return load_arguments(data, codec & CODEC_MASK)
         return load_large_arguments(self._blobs, decode_ref(data), codec & CODEC_MASK)
 
-    def result(self, value: Any, codec: int) -> Outcome:
-        """What the function returned, in the codec of its arguments."""
+    def result(self, value: Any, codec: int, what: str = "the result of") -> Outcome:
+        """What the function returned, in the codec of its arguments; `what` it is, for the errors."""
         if value is None and not codec:
             return NOTHING
         try:
             pieces = self._dump(value) if codec & CODEC_MASK == PICKLE else [dump_json(value)]
         except Exception as error:
-            return self._unpicklable(value, codec, error)
+            return self._unpicklable(value, codec, error, what)
         if len(pieces) == 1 and len(pieces[0]) <= INLINE_PAYLOAD_BYTES:
             return OK, pieces[0]
-        return self._store(OK, pieces, codec)
+        return self._store(OK, pieces, codec, what)
+
+    def part(self, value: Any, codec: int) -> Outcome:
+        """What a generator yielded."""
+        return self.result(value, codec, "a value yielded by")
 
     def raised(self, error: BaseException, codec: int) -> Outcome:
         """What the function raised, a cancellation too."""
@@ -78,7 +82,7 @@ class Coder:
             f"{type(error).__name__}: {safe_str(error)}",
         )
 
-    def _store(self, status: int, pieces: list[bytes], codec: int) -> Outcome:
+    def _store(self, status: int, pieces: list[bytes], codec: int, what: str = "the result of") -> Outcome:
         """A large payload as a blob, its reference in its place."""
         size = size_of(pieces)
         if size <= INLINE_PAYLOAD_BYTES:
@@ -86,21 +90,21 @@ class Coder:
         if size > self._max_payload_bytes:
             return failure(
                 "RequestSizeError",
-                f"the result of {self.name} has {size:,} bytes, "
+                f"{what} {self.name} has {size:,} bytes, "
                 f"{over_limit(self._max_payload_bytes)}, or store it elsewhere and return where it is",
             )
         try:
             ref = self._blobs.write_pieces(pieces, size, self._code.bind.app, durable=bool(codec & DURABLE))
         except OSError as error:
-            return failure("InternalError", f"the result of {self.name} could not be stored: {error}")
+            return failure("InternalError", f"{what} {self.name} could not be stored: {error}")
         return status | REF, encode(ref)
 
-    def _unpicklable(self, value: Any, codec: int, error: Exception) -> Outcome:
+    def _unpicklable(self, value: Any, codec: int, error: Exception, what: str) -> Outcome:
         why = str(error) if isinstance(error, Unpicklable) else f"{type(error).__name__}: {safe_str(error)}"
         form = "pickled" if codec & CODEC_MASK == PICKLE else "made into JSON"
         return failure(
             "SerializationError",
-            f"the result of {self.name}, of type {type(value).__name__}, could not be {form}: {why}",
+            f"{what} {self.name}, of type {type(value).__name__}, could not be {form}: {why}",
         )
 
 

@@ -126,7 +126,8 @@ def _serve_and_exit(loop: Loop | Units, rest: list[bytes], instance: Instance) -
 def _make_loop(
     link: Link, claims: Claims, function: Callable[..., Any] | Instance, code: Code, rejoin: Callable[[], Link] | None
 ) -> Loop | Units:
-    if code.bind.spec.max_inputs > 1 or code.bind.spec.max_batch_size:
+    spec = code.bind.spec
+    if spec.max_inputs > 1 or spec.max_batch_size or spec.streams:
         from .units import make_loop
 
         return make_loop(link, function, code, flush_streams, rejoin)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import ctypes
 import os
 import queue
 import signal
@@ -28,11 +27,26 @@ from . import context
 from .batch import Batch
 from .code import Code
 from .execute import no_method
+from .generate import run_async_generator
+from .in_threads import InThreads
 from .instances import Instance
 from .kept import Item
 from .outbox import Outbox
 from .outcomes import Coder, Coders, Outcome
-from .wire import Ack, Bind, Deliver, DeliverBatch, Drain, Interrupt, Returned, Withdraw, decode_to_runner
+from .streams import Stream, TaskStream, ThreadStream
+from .wire import (
+    Ack,
+    Bind,
+    Consumed,
+    Deliver,
+    DeliverBatch,
+    Drain,
+    Feed,
+    Interrupt,
+    Returned,
+    Withdraw,
+    decode_to_runner,
+)
 from .wire.link import Link, LinkClosed
 
 Unit = list[Item]
@@ -56,6 +70,8 @@ class Units:
         self._batched_method = spec.methods[0].name if spec.methods else ""
         self.slots = spec.max_inputs
         self._batched = spec.max_batch_size > 0
+        self._streams: dict[int, Stream] = {}
+        """Of inputs that wait or run, by delivery."""
         self._code = code
         self._before_send = before_send
         self._outbox = Outbox(link, code.bind.code.digest, self.slots, self._held, rejoin)
@@ -93,10 +109,12 @@ class Units:
     def _take(self, messages: Sequence[bytes]) -> None:
         """Act on frames from the control service."""
         for message in messages:
-            match decode_to_runner(message):
+            match frame := decode_to_runner(message):
                 case Deliver(call, deliveries, indexes, payloads, codecs, method):
                     each = codecs if len(codecs) == len(deliveries) else codecs * len(deliveries)
                     columns = (deliveries, repeat(call), indexes, payloads, each, repeat(method))
+                    if self._code.bind.spec.gives_parts(method):
+                        self._streams.update((one, self._new_stream(one, method)) for one in deliveries)
                     self._waiting.extend([item] for item in zip(*columns, strict=False))
                 case DeliverBatch(calls, deliveries, indexes, payloads, codecs, last):
                     methods = repeat(self._batched_method)
@@ -104,6 +122,12 @@ class Units:
                     if last:
                         self._waiting.append(self._batch)
                         self._batch = []
+                case Consumed(delivery, number):
+                    if stream := self._streams.get(delivery):
+                        stream.on_consumed(number)
+                case Feed():
+                    if stream := self._streams.get(frame.delivery):
+                        stream.on_feed(frame)
                 case Withdraw(deliveries):
                     self._outbox.flush()
                     self._outbox.tell(Returned(self._withdraw(frozenset(deliveries))))
@@ -127,7 +151,12 @@ class Units:
                 withdrawn += [item[0] for item in unit if item[0] in deliveries]
                 if kept:
                     self._waiting.append(kept)
+        for delivery in withdrawn if self._streams else ():
+            self._streams.pop(delivery, None)
         return withdrawn
+
+    def _new_stream(self, delivery: int, method: str) -> Stream:
+        raise NotImplementedError
 
     def _stop(self, deliveries: frozenset[int]) -> None:
         """Cancel them: what has not begun is given back, a unit of which nothing else is wanted is interrupted."""
@@ -137,6 +166,8 @@ class Units:
         for first, unit in list(self._running.items()):
             if all(item[0] in deliveries for item in unit):
                 self._cancelled.add(first)
+                if stream := self._streams.get(first):
+                    stream.cancel()
                 self._interrupt(first)
 
     def _fill(self) -> None:
@@ -147,6 +178,8 @@ class Units:
         raise NotImplementedError
 
     def _finish(self, unit: Unit, outcomes: Sequence[Outcome], started_ns: int) -> None:
+        if self._streams:
+            self._streams.pop(unit[0][0], None)
         took_ns = (time.perf_counter_ns() - started_ns) // len(unit)
         for item, (status, payload) in zip(unit, outcomes, strict=True):
             self._outbox.put(item, status, payload, took_ns)
@@ -252,6 +285,8 @@ class Tasks(Units):
         except Exception as error:
             return [coder.undecodable(error)]
         try:
+            if (stream := self._streams.get(first)) is not None:
+                return [await self._generate(unit[0], stream, function, args, kwargs)]
             value = await self._start(first, method, function, args, kwargs)
         except BaseException as error:
             return [coder.raised(self._as_cancellation(first, error), codec)]
@@ -262,6 +297,15 @@ class Tasks(Units):
     ) -> Awaitable[Any]:
         result: Awaitable[Any] = function(*args, **kwargs)
         return result
+
+    async def _generate(
+        self, item: Item, stream: Stream, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Outcome:
+        assert isinstance(stream, TaskStream)
+        return await run_async_generator(function(*args, **kwargs), stream, self._coders[item[5]], item[4])
+
+    def _new_stream(self, delivery: int, method: str) -> Stream:
+        return TaskStream(delivery, self._outbox, self._before_send)
 
     async def _run_batch(self, unit: Unit) -> list[Outcome]:
         method = unit[0][5]
@@ -287,10 +331,8 @@ class Threads(Units):
     def serve(self, messages: Sequence[bytes] = ()) -> None:
         """Run units until the control service says `Drain`; ends the process when the link is lost for good."""
         self._jobs: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
-        self._threads: dict[int, int] = {}
-        """First delivery → the thread that runs it, while user code does."""
-        self._main = threading.get_ident()
-        signal.signal(signal.SIGUSR1, self._on_signal)
+        self._user = InThreads(self._changing, self._cancelled, threading.get_ident())
+        signal.signal(signal.SIGUSR1, self._user.on_signal)
         workers = [threading.Thread(target=self._work, name=f"input-{n}", daemon=True) for n in range(self.slots)]
         if self.slots == 1:
             workers = []
@@ -362,7 +404,9 @@ class Threads(Units):
         except Exception as error:
             return [coder.undecodable(error)]
         try:
-            value = self._call(first, function, args, kwargs)
+            if isinstance(stream := self._streams.get(first), ThreadStream):
+                return [self._user.generate(first, function, args, kwargs, stream, coder, codec)]
+            value = self._user.call(first, function, args, kwargs)
         except context.Terminated:
             raise
         except BaseException as error:
@@ -375,40 +419,18 @@ class Threads(Units):
         if not batch.arguments:
             return batch.without_call()
         try:
-            value = self._call(unit[0][0], function, (), batch.arguments)
+            value = self._user.call(unit[0][0], function, (), batch.arguments)
         except context.Terminated:
             raise
         except BaseException as error:
             return batch.raised(error)
         return batch.returned(value)
 
-    def _call(self, first: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._threads[first] = threading.get_ident()
-        try:
-            if first in self._cancelled:
-                raise context.cancellation_type()("the input was cancelled")
-            return function(*args, **kwargs)
-        finally:
-            with self._changing:
-                self._threads.pop(first, None)
-
     def _interrupt(self, first: int) -> None:
-        """A thread meets the cancellation at its next step in Python; what it waits for in C goes on until then."""
-        with self._changing:
-            thread = self._threads.get(first)
-            if thread is None:
-                return
-            if thread == self._main:
-                signal.pthread_kill(thread, signal.SIGUSR1)
-            else:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(thread), ctypes.py_object(context.cancellation_type())
-                )
+        self._user.interrupt(first)
 
-    def _on_signal(self, number: int, frame: Any) -> None:
-        """On the main thread, between two steps of what runs there."""
-        if any(first in self._cancelled for first, thread in list(self._threads.items()) if thread == self._main):
-            raise context.cancellation_type()("the input was cancelled")
+    def _new_stream(self, delivery: int, method: str) -> Stream:
+        return ThreadStream(delivery, self._outbox, self._before_send)
 
 
 class Both(Tasks):
@@ -417,8 +439,7 @@ class Both(Tasks):
     def serve(self, messages: Sequence[bytes] = ()) -> None:
         """Run units until the control service says `Drain`; ends the process when the link is lost for good."""
         self._pool = ThreadPoolExecutor(self.slots, thread_name_prefix="input")
-        self._threads: dict[int, int] = {}
-        """First delivery → the thread that runs it, while user code does."""
+        self._user = InThreads(self._changing, self._cancelled)
         super().serve(messages)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -429,27 +450,27 @@ class Both(Tasks):
         if self._instance.is_async.get(method):
             return super()._start(first, method, function, args, kwargs)
         inside = contextvars.copy_context()
-        return self._loop.run_in_executor(self._pool, inside.run, self._call, first, function, args, kwargs)
-
-    def _call(self, first: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._threads[first] = threading.get_ident()
-        try:
-            if first in self._cancelled:
-                raise context.cancellation_type()("the input was cancelled")
-            return function(*args, **kwargs)
-        finally:
-            with self._changing:
-                self._threads.pop(first, None)
+        return self._loop.run_in_executor(self._pool, inside.run, self._user.call, first, function, args, kwargs)
 
     def _interrupt(self, first: int) -> None:
-        with self._changing:
-            thread = self._threads.get(first)
-            if thread is not None:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(thread), ctypes.py_object(context.cancellation_type())
-                )
-                return
-        super()._interrupt(first)
+        # A generator in a thread that waits for room is ended by its stream, and closed before its task ends.
+        if not self._user.interrupt(first) and not isinstance(self._streams.get(first), ThreadStream):
+            super()._interrupt(first)
+
+    async def _generate(
+        self, item: Item, stream: Stream, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Outcome:
+        if not isinstance(stream, ThreadStream):
+            return await super()._generate(item, stream, function, args, kwargs)
+        inside, coder = contextvars.copy_context(), Coder(self._code, item[5])  # one for this thread
+        work = (item[0], function, args, kwargs, stream, coder, item[4])
+        return await self._loop.run_in_executor(self._pool, inside.run, self._user.generate, *work)
+
+    def _new_stream(self, delivery: int, method: str) -> Stream:
+        assert self._instance is not None
+        if self._instance.is_async.get(method):
+            return super()._new_stream(delivery, method)
+        return ThreadStream(delivery, self._outbox, self._before_send)
 
 
 def make_loop(

@@ -99,6 +99,9 @@ class Clients:
                 self._submit(connection, frame)
             case wire.Ack():
                 self._core.acknowledge(connection.id, frame.number)
+            case wire.Taken():
+                self._core.parts_taken(connection.id, frame.call, frame.index, frame.number)
+                self._service.poke()
             case wire.Request():
                 self._service.keep(self._answer(connection, frame))
             case wire.Hello():
@@ -123,6 +126,7 @@ class Clients:
                     deadline_of(now, frame.deadline_s),
                     frame.parent,
                     frame.method,
+                    attempt=frame.attempt,
                 ),
             )
         except Error as error:
@@ -148,8 +152,9 @@ class Clients:
         connection.send(reply)
 
     def send_results(self, effect: effects.SendResults) -> None:
-        connection = self.sessions.get(effect.session)
-        if connection is not None:
+        if effect.session == LOCAL_SESSION:
+            self._service.streams.on_results(effect)
+        elif (connection := self.sessions.get(effect.session)) is not None:
             connection.send(
                 wire.Results(effect.number, effect.call, effect.indexes, effect.statuses, effect.payloads, effect.codec)
             )
@@ -162,9 +167,10 @@ class Clients:
 
     def rejected(self, effect: effects.Reject) -> None:
         if effect.session == LOCAL_SESSION:
+            self._service.streams.rejected(effect)
             waiter = self.submit_waiters.pop(effect.call, None)
             if waiter is not None and not waiter.done():
-                waiter.set_exception(_error_of(effect))
+                waiter.set_exception(error_of(effect))
         elif (connection := self.sessions.get(effect.session)) is not None:
             connection.send(
                 wire.Rejected(
@@ -207,7 +213,7 @@ def resolve(waiter: asyncio.Future[None] | None) -> None:
         waiter.set_result(None)
 
 
-def _error_of(effect: effects.Reject) -> Exception:
+def error_of(effect: effects.Reject) -> Exception:
     from nomadfn import exception
 
     if effect.error == "ResourceExhaustedError":

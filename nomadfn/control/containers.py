@@ -162,6 +162,10 @@ class Containers:
                 self._core.outputs(now, connection.id, frame.deliveries, frame.statuses, frame.payloads, frame.run_ns)
             case wire.Ready():
                 self._core.container_ready(now, connection.id, frame.slots)
+            case wire.Part():
+                self._core.parts(connection.id, frame.delivery, frame.number, frame.statuses, frame.payloads)
+            case wire.Fed():
+                self._core.fed(connection.id, frame.delivery, frame.number)
             case wire.Returned():
                 self._core.returned(now, connection.id, frame.deliveries)
             case wire.Attach():

@@ -30,6 +30,7 @@ from nomadfn.control.logs import LogBook
 from nomadfn.control.metrics import render, sample
 from nomadfn.control.operations import Operations
 from nomadfn.control.sealing import Seal
+from nomadfn.control.streams import Streams
 from nomadfn.control.sweep import sweep_blobs
 from nomadfn.control.tokens import Identity, Tokens
 from nomadfn.control.watchers import Watchers
@@ -74,6 +75,7 @@ class Service:
         self.operations = Operations(self)
         self.secrets.add_to(self.operations)
         self.clients = Clients(self)
+        self.streams = Streams(self)
         self.containers = Containers(self)
         self.agents = Agents(self)
         self.watchers = Watchers(self)
@@ -268,6 +270,8 @@ class Service:
                 )
             case effects.SendResults():
                 self.clients.send_results(effect)
+            case effects.SendParts() | effects.FeedTaken() | effects.Consumed() | effects.SendFeed():
+                self.streams.carry_out(effect)
             case effects.Accept():
                 self.clients.accepted(effect)
             case effects.Reject():
@@ -284,7 +288,7 @@ class Service:
             case effects.StopContainer():
                 self.containers.stop(effect)
             case effects.DropBlob():
-                self._drop_blob(effect.reference)
+                self.drop_blob(effect.reference)
             case effects.AppGone():
                 self._app_gone(effect.app)
             case effects.Notice():
@@ -322,7 +326,7 @@ class Service:
 
     # The rest
 
-    def _drop_blob(self, reference: bytes) -> None:
+    def drop_blob(self, reference: bytes) -> None:
         if name := blob_name(reference):
             self._in_background(self.desk.drop(name), "a blob was not deleted")
 

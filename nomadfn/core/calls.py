@@ -8,7 +8,7 @@ import msgspec
 from nomadfn_agent import wire
 
 from ..exception import NotFoundError, OutputExpiredError
-from . import limits, pool, records, takeover, variants
+from . import limits, pool, records, streams, takeover, variants
 from .effects import Accept, DropBlob, Interrupt, Reject, SendResults, Visible
 from .model import COMMIT, COMMITTING, DONE, NO_DEADLINE, RUNNING, Batch, Call, Function, Input, Session
 from .state import INPUT_BYTES, Commit, State, drop_blob, fail, note_waiting, release_call
@@ -31,6 +31,7 @@ class Submission(msgspec.Struct, gc=False):
     deadline: float = NO_DEADLINE
     parent: str = ""
     method: str = ""
+    attempt: int = 0
 
 
 def submit(state: State, now: float, session: Session, sub: Submission) -> None:
@@ -49,6 +50,9 @@ def submit(state: State, now: float, session: Session, sub: Submission) -> None:
         return _reject(state, session, sub, 0, "InputCancellation", f"call {sub.call} was cancelled")
     if sub.priority not in limits.PRIORITIES:
         text = f"a priority of {sub.priority} is out of range: {limits.PRIORITY_TEXT}"
+        return _reject(state, session, sub, 0, "InvalidError", text)
+    if sub.kind != wire.REMOTE and function.spec.gives_parts(sub.method):
+        text = f"{sub.method or function.spec.program_name} is a generator: its values can only be read while it runs"
         return _reject(state, session, sub, 0, "InvalidError", text)
     if sub.kind >= wire.SPAWN:
         return _submit_durable(state, now, session, function, call, sub)
@@ -222,6 +226,8 @@ def _enqueue(
         note_waiting(state, parent, len(inputs))
     if state.claims or state.early:
         takeover.settle_claims(state, now, inputs)
+    if sub.attempt:
+        streams.resume(state, now, inputs)
     state.touch(function)
 
 
@@ -320,6 +326,8 @@ def acknowledge(state: State, session: Session, number: int) -> None:
         batch = waiting.popleft()
         for index in batch.indexes:
             batch.call.drop(index)
+        if state.streams:
+            streams.forget(state, batch.call.id, batch.indexes)
         release_call(state, batch.call)
 
 
@@ -347,6 +355,7 @@ def _results(session: Session, batch: Batch) -> SendResults:
 def resend(state: State, session: Session, seen: int) -> None:
     """After a reconnect: acknowledge what the client has, send the rest of what was sent before."""
     acknowledge(state, session, seen)
+    streams.resend(state, session)
     for batch in session.unacknowledged:
         state.effects.append(_results(session, batch))
 

@@ -19,7 +19,7 @@ from typing import Any
 from nomadfn_agent import wire
 
 from ..exception import InvalidError, NotFoundError
-from . import apps, batching, calls, live, losses, pool, records, scaling, takeover, variants, watch
+from . import apps, batching, calls, live, losses, pool, records, scaling, streams, takeover, variants, watch
 from .effects import Effect
 from .limits import Limits
 from .model import COMMITTING, DELAYED, STOPPING, WAKE, App, Container, Function, Session
@@ -150,6 +150,29 @@ class Core:
             call = calls.find_durable(self.state, now, id)
         return calls.cancel(self.state, now, call, terminate=terminate)
 
+    # Streams
+
+    def parts(self, id: str, delivery: int, number: int, statuses: list[int], payloads: list[bytes]) -> None:
+        """What an input in the container `id` gives out while it runs; `number` is that of the last of them."""
+        if (container := self.state.containers.get(id)) is not None:
+            streams.take_parts(self.state, container, delivery, number, statuses, payloads)
+
+    def parts_taken(self, session_id: str, call: str, index: int, number: int) -> None:
+        if (session := self.state.sessions.get(session_id)) is not None:
+            streams.taken(self.state, session, call, index, number)
+
+    def feed(self, call: str, index: int, payloads: list[bytes], *, last: bool = False) -> int:
+        """Parts for an input that waits or runs; returns the number of the last, 0 where the input is done."""
+        return streams.feed(self.state, call, index, payloads, last=last)
+
+    def fed(self, id: str, delivery: int, number: int) -> None:
+        if (container := self.state.containers.get(id)) is not None:
+            streams.fed(self.state, container, delivery, number)
+
+    def drop_stream(self, call: str, index: int) -> None:
+        """Nobody reads the rest of it."""
+        streams.drop(self.state, call, index)
+
     # Containers
 
     def container_ready(self, now: float, id: str, slots: int = 1) -> None:
@@ -235,6 +258,8 @@ class Core:
         """Dispatch and scale what changed; returns everything that is to be done now, in order."""
         state = self.state
         if state.dirty and not state.recovering:
+            if state.resuming:
+                streams.end_recovery(state, now)
             for function in list(state.dirty.values()):
                 pool.dispatch(state, now, function)
             scaling.scale(state, now)
@@ -410,6 +435,8 @@ class Core:
             for one in call.inputs():
                 if (one.codec if one.state < COMMITTING else one.status) & wire.REF:
                     names.add(blob_name(one.payload))
+        for stream in self.state.streams.values():
+            names.update(map(blob_name, streams.references(stream)))
         return names
 
     def check_invariants(self) -> None:

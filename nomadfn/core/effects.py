@@ -76,6 +76,49 @@ class SendResults:
 
 
 @dataclass(slots=True)
+class SendParts:
+    """What a running input has given out, to the client that reads it."""
+
+    session: str
+    call: str
+    index: int
+    attempt: int
+    number: int
+    statuses: list[int]
+    payloads: list[bytes]
+
+
+@dataclass(slots=True)
+class Consumed:
+    """The parts of a delivery up to `number` are taken."""
+
+    container: str
+    delivery: int
+    number: int
+
+
+@dataclass(slots=True)
+class SendFeed:
+    """Parts for a running input."""
+
+    container: str
+    delivery: int
+    number: int
+    payloads: list[bytes]
+    last: bool
+
+
+@dataclass(slots=True)
+class FeedTaken:
+    """User code has what its input was fed, up to `number`."""
+
+    session: str
+    call: str
+    index: int
+    number: int
+
+
+@dataclass(slots=True)
 class Accept:
     """Inputs of a durable call are safe."""
 
@@ -161,6 +204,10 @@ Effect = (
     | StartContainer
     | StopContainer
     | SendResults
+    | SendParts
+    | Consumed
+    | SendFeed
+    | FeedTaken
     | Accept
     | Reject
     | Visible

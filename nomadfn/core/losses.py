@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nomadfn_agent import wire
 
+from . import streams
 from .effects import Notice, StopContainer
 from .model import DELAYED, PENDING, READY, RUNNING, STARTING, STOPPING, Container, Function, Input
 from .pool import STOP_GRACE_S, requeue
@@ -24,9 +25,11 @@ def lost(state: State, now: float, container: Container, what: str, tail: str) -
     wanted_end = container.state == STOPPING
     del state.containers[container.id]
     del function.containers[container.id]
-    inputs = [one for one in container.held.values() if one.state == RUNNING]
+    inputs = held = [one for one in container.held.values() if one.state == RUNNING]
     batches = _batches(container)
     container.forget_all()
+    if state.streams:
+        inputs = streams.fail_begun(state, now, container, held, f"{what}{_quote(tail)}")
     if container.adopted:
         pass  # It has not failed here.
     elif was_starting:
@@ -35,7 +38,7 @@ def lost(state: State, now: float, container: Container, what: str, tail: str) -
         _count_loss(state, now, function, container, batches or [inputs], what, tail)
     else:
         requeue(state, now, function, inputs)
-        if not inputs and not wanted_end:
+        if not held and not wanted_end:
             text = f"container {container.index} ended while it was idle: {what}"
             _pause_starts(state, now, function, text + _quote(tail))
     state.touch(function)

@@ -26,6 +26,7 @@ from ..exception import InternalError
 from .deadlines import NEVER, Deadlines
 from .placement import Want
 from .queue import FunctionQueue
+from .totals import Totals
 
 PENDING, RUNNING, DELAYED, COMMITTING, DONE = range(5)
 STATE_NAMES = ("pending", "running", "delayed", "committing", "done")
@@ -161,6 +162,27 @@ class Batch:
         self.statuses: list[int] = []
         self.payloads: list[bytes] = []
         self.size_bytes = 0
+
+
+class Stream:
+    """What an input gives out while it runs, and what it is fed; see `streams`. Both are kept until they are taken."""
+
+    __slots__ = ("attempt", "begun", "container", "fed", "feed", "number", "parts")
+
+    def __init__(self) -> None:
+        self.attempt = 0
+        """The delivery that it belongs to; 0 while the input waits."""
+        self.container = ""
+        self.number = 0
+        """Of the last part that came."""
+        self.parts: deque[tuple[int, list[int], list[bytes]]] = deque()
+        """Number of the last, statuses, payloads."""
+        self.fed = 0
+        """Number of the last part that it was fed."""
+        self.feed: deque[tuple[int, list[bytes], bool]] = deque()
+        """Number of the last, payloads, whether it is the last of all."""
+        self.begun = False
+        """It has given something, or user code has taken something: the input is not run again."""
 
 
 class Session:
@@ -324,34 +346,6 @@ class Container:
         """It holds nothing any more."""
         for table in (self.held, self.batches, self.batch_of, self.begun, self.queued, self.interrupted):
             table.clear()
-
-
-class Totals:
-    """What has come of a function's inputs since this control service leads; never less than before.
-
-    All apps of one name share it, so that it outlives the app of a single run.
-    """
-
-    __slots__ = ("accepted", "app", "cancelled", "failed", "function", "lost", "retried", "succeeded")
-
-    def __init__(self, app: str = "", function: str = "") -> None:
-        self.app = app
-        self.function = function
-        self.reset()
-
-    def reset(self) -> None:
-        self.accepted = self.succeeded = self.retried = 0
-        self.failed = 0
-        """Without a result, whatever the reason: cancelled ones are among them."""
-        self.cancelled = 0
-        self.lost = 0
-        """Attempts that ended with their container."""
-
-    def count(self, statuses: list[int], sign: int = 1) -> None:
-        """Add outputs by their statuses, all of a frame at once; with a `sign` of -1 take them off."""
-        good = statuses.count(wire.OK) + statuses.count(wire.OK | wire.REF)
-        self.succeeded += sign * good
-        self.failed += sign * (len(statuses) - good)
 
 
 class Function:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from nomadfn_agent import wire
 
-from . import batching, limits, retries
+from . import batching, limits, retries, streams
 from .effects import Deliver, StopContainer
 from .model import (
     DELAYED,
@@ -69,7 +69,7 @@ def enqueue(function: Function, now: float, call: Call, inputs: Sequence[Input])
 def ahead(function: Function) -> int:
     """How many inputs a container may hold beyond its slots."""
     mean_s = function.mean_run_s
-    if mean_s is None or mean_s > AHEAD_BELOW_S or function.spec.max_batch_size:
+    if mean_s is None or mean_s > AHEAD_BELOW_S or function.spec.max_batch_size or function.spec.streams:
         return 0
     return min(AHEAD_MAX, math.ceil(AHEAD_S * function.spec.max_inputs / max(mean_s, 1e-6)))
 
@@ -254,6 +254,8 @@ def _hand_over(state: State, now: float, function: Function, container: Containe
         state.look(container, now + stuck_after_s(function))
     elif container.look_at == math.inf:
         state.look(container, now + min(LOOK_S, function.spec.timeout_s))
+    if state.streams:
+        streams.begin(state, container, inputs)
 
 
 def take_outputs(
@@ -283,7 +285,7 @@ def take_outputs(
             if delivery >= state.first_delivery:
                 drop_blob(state, status, payload)
             continue
-        if status & STATUS_MASK == wire.EXCEPTION and may_retry(function, now, one):
+        if status & STATUS_MASK == wire.EXCEPTION and may_retry(state, now, one):
             drop_blob(state, status, payload)
             function.totals.count([status], -1)
             retry_later(state, now, function, one)
@@ -308,10 +310,12 @@ def _release(container: Container, now: float, deliveries: list[int]) -> int:
     return done
 
 
-def may_retry(function: Function, now: float, one: Input) -> bool:
+def may_retry(state: State, now: float, one: Input) -> bool:
     """Whether an attempt that failed is followed by another one: it has retries left, and time until its deadline."""
-    policy = function.spec.retries
+    policy = one.call.function.spec.retries
     again = one.retries + 1
+    if state.streams and streams.begun(state, one):
+        return False
     return retries.may_retry(policy, again) and now + retries.delay_s(policy, again) < one.deadline
 
 

@@ -30,10 +30,11 @@ from .model import (
     Function,
     Input,
     Session,
-    Totals,
+    Stream,
 )
 from .records import Finished, Record
 from .tally import recount, tally
+from .totals import Totals
 
 INPUT_BYTES = 128
 """What an input takes in the journal beside its payload, at the most: a spawn's ids are among it."""
@@ -117,6 +118,10 @@ class State:
     early: dict[tuple[str, int], Early] = field(default_factory=dict)
     temporary: dict[str, Function] = field(default_factory=dict)
     """Functions with settings that revert by themselves; see `live`."""
+    streams: dict[tuple[str, int], Stream] = field(default_factory=dict)
+    """By call and index, until the client has the input's result."""
+    resuming: list[Input] = field(default_factory=list)
+    """Inputs whose client has parts of an attempt, while its container may still come back; see `streams`."""
     totals: dict[tuple[str, str], Totals] = field(default_factory=dict)
     """By the names of app and function; a bounded number, since anybody may run apps of new names."""
 
@@ -218,6 +223,7 @@ def finish(state: State, now: float, one: Input, status: int, payload: bytes) ->
         return
     if session is None:
         call.drop(one.index)
+        state.streams.pop((call.id, one.index), None)
         drop_blob(state, status, payload)
         return
     _queue_result(state, session, call, one)
@@ -231,6 +237,7 @@ def forget_claim(state: State, one: Input) -> None:
     """It cannot be run again here, without a payload: its client sends it anew."""
     one.call.function.running[0] -= 1
     state.claims.pop((one.call.id, one.index), None)
+    state.streams.pop((one.call.id, one.index), None)
 
 
 def note_waiting(state: State, container: Container, change: int) -> None:
@@ -291,6 +298,11 @@ def check_invariants(state: State) -> None:
     running = sum(sum(function.running) for function in state.functions.values())
     if len(holders) != running:
         raise InternalError(f"{len(holders)} inputs are held by containers, {running} are said to run")
+
+    for call_id, index in state.streams:
+        owner = state.calls.get(call_id)
+        if (owner is None or owner.get(index) is None) and (call_id, index) not in {*state.claims, *state.early}:
+            raise InternalError(f"the stream of {call_id}[{index}] belongs to nothing")
 
 
 def _check_slots(container: Container) -> None:

@@ -11,6 +11,7 @@ While `state.recovering`, nothing is handed out and nothing is scaled, so that w
 
 from __future__ import annotations
 
+from . import streams
 from .effects import Interrupt
 from .model import PENDING, READY, RUNNING, STARTING, Call, Container, Function, Input
 from .pool import list_container
@@ -107,6 +108,7 @@ def settle_claims(state: State, now: float, inputs: list[Input]) -> None:
         key = (one.call.id, one.index)
         if (early := state.early.pop(key, None)) is not None:
             one.call.function.totals.count([early.status])
+            streams.settle_claim(state, one)
             finish(state, now, one, early.status, early.payload)
             continue
         claim = state.claims.pop(key, None)
@@ -116,6 +118,7 @@ def settle_claims(state: State, now: float, inputs: list[Input]) -> None:
         if claim.container.held.get(delivery) is claim.input and claim.container.function is function:
             function.running[0] -= 1
             _start(function, claim.container, one, delivery)
+            streams.settle_claim(state, one)
 
 
 def drop_claims(state: State, container: Container) -> None:
@@ -133,4 +136,5 @@ def forget_early(state: State, now: float) -> None:
         if now - early.at < EARLY_S:
             return
         del state.early[key]
+        streams.drop(state, *key)
         drop_blob(state, early.status, early.payload)

@@ -164,7 +164,7 @@ def _time_out_first(state: State, now: float, container: Container) -> None:
 def _run_over(state: State, now: float, function: Function, one: Input) -> None:
     if one.state != RUNNING:
         return None
-    if may_retry(function, now, one):
+    if may_retry(state, now, one):
         return retry_later(state, now, function, one)
     text = f"{function.spec.name} ran longer than its timeout of {function.spec.timeout_s:g} s and was stopped"
     fail(state, now, one, "FunctionTimeoutError", text)

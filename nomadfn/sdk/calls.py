@@ -131,7 +131,7 @@ class SingleCall:
         self._session.forget(self.id)
         self.outcome.fail(error)
 
-    def outstanding(self) -> list[wire.Submit]:
+    def outstanding(self) -> Sequence[wire.Submit | wire.Taken]:
         self._submit.deadline_s = self._options.rest_s
         return [self._submit]
 

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -50,7 +50,13 @@ class OpenCall(Protocol):
     def accept(self, frame: wire.Accepted) -> None: ...
     def reject(self, frame: wire.Rejected) -> None: ...
     def fail(self, error: BaseException) -> None: ...
-    def outstanding(self) -> list[wire.Submit]: ...
+    def outstanding(self) -> Sequence[wire.Submit | wire.Taken]: ...
+
+
+class OpenStream(OpenCall, Protocol):
+    """A call that gives parts before its result; see `generators`."""
+
+    def take_parts(self, frame: wire.Parts) -> None: ...
 
 
 class Client:
@@ -73,6 +79,7 @@ class Client:
         self._chores = Chores()
         self._welcome: wire.Welcome | None = None
         self._calls: dict[str, OpenCall] = {}
+        self._streams: dict[str, OpenStream] = {}
         self._requests: dict[int, tuple[wire.Request, Pending[Any]]] = {}
         self._standing: list[wire.Request] = []
         self._ids = itertools.count(1)
@@ -112,8 +119,15 @@ class Client:
                 raise self._broken.with_traceback(None)
             self._calls[call.id] = call
 
+    def begin_stream(self, call: OpenStream) -> None:
+        """As `begin`, for a call that gives parts."""
+        self._streams[call.id] = call
+        self.begin(call)
+
     def forget(self, call: str) -> None:
         self._calls.pop(call, None)
+        if self._streams:
+            self._streams.pop(call, None)
 
     def send(self, frame: wire.ClientFrame) -> None:
         """Send now; while the connection is down nothing is sent, as the reader thread will send it all again."""
@@ -252,6 +266,9 @@ class Client:
                 self._unacked_bytes += sum(map(len, frame.payloads))
                 if call := self._calls.get(frame.call):
                     call.take(frame)
+            case wire.Parts():
+                if stream := self._streams.get(frame.call):
+                    stream.take_parts(frame)
             case wire.Accepted():
                 if call := self._calls.get(frame.call):
                     call.accept(frame)

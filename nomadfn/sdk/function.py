@@ -29,7 +29,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _MODAL_ONLY = {
-    "remote_gen": "return a list, or call the function once for each part",
     "with_options": "give the settings to @app.function",
     "with_concurrency": "give the settings to @app.function",
     "with_batching": "call the function with lists",
@@ -134,6 +133,10 @@ class Function(CallVerbs, PoolVerbs, Generic[P, R]):
     @property
     def is_generator(self) -> bool:
         return self._spec is not None and self._spec.is_generator
+
+    @property
+    def _known(self) -> bool:
+        return self._spec is not None
 
     def get_raw_f(self) -> Callable[P, R]:
         """What the user wrote."""

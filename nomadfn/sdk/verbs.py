@@ -16,6 +16,7 @@ from .call_options import CallSettings, check
 from .calls import SingleCall, StreamCall
 from .errors import Reader
 from .function_call import FunctionCall
+from .generators import GeneratorVerb
 from .target import Target, packer
 
 SPAWN_WINDOW = 4_096
@@ -29,7 +30,13 @@ class CallVerbs:
 
     @property
     def is_generator(self) -> bool:
+        """Whether it is a generator function; False where that is not known yet."""
         raise NotImplementedError
+
+    @property
+    def _known(self) -> bool:
+        """Whether it is known what the function is."""
+        return True
 
     async def _target(self) -> Target:
         """Whom to ask. Raises InvalidError when its app does not run, or NotFoundError."""
@@ -50,8 +57,7 @@ class CallVerbs:
     @blocking
     async def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Call it in a container and wait for what it returns. What it raises is raised here, as its own type."""
-        self._refuse_generator("remote")
-        target = await self._target()
+        target = await self._target_of("remote")
         client = target.client
         data, is_ref = await packer(target, self.name, kwargs, durable=False).apart(args)
         call = SingleCall(client, target.function_id, wire.REMOTE, data, is_ref, target.options)
@@ -70,11 +76,18 @@ class CallVerbs:
             raise value
         return value
 
+    @property
+    def remote_gen(self) -> GeneratorVerb:
+        """For a generator function: `f.remote_gen(*args)` iterates over what it yields in its container, as it comes.
+
+        Nothing happens before it is iterated. Leaving the loop early closes the generator where it runs.
+        """
+        return GeneratorVerb(lambda: self._target_of("remote_gen"), self.name)
+
     @blocking
     async def spawn(self, *args: Any, **kwargs: Any) -> FunctionCall:
         """Hand in one input and return once it is safe; it runs whatever becomes of this program."""
-        self._refuse_generator("spawn")
-        target = await self._target()
+        target = await self._target_of("spawn")
         data, is_ref = await packer(target, self.name, kwargs, durable=True).apart(args)
         call = SingleCall(target.client, target.function_id, wire.SPAWN, data, is_ref, target.options)
         target.client.begin(call)
@@ -85,9 +98,8 @@ class CallVerbs:
     @looping
     async def spawn_map(self, *iterables: Any, kwargs: Mapping[str, Any] | None = None) -> FunctionCall:
         """Hand in one input for each item and return once all are safe. Results: `.iter()`, `.get(index=)`."""
-        self._refuse_generator("spawn_map")
         inputs = maps.Inputs(iterables, spread=False, owner=f"{self.name}.spawn_map")
-        target = await self._target()
+        target = await self._target_of("spawn_map")
         client = target.client
         call = StreamCall(client, target.function_id, self.name, wire.SPAWN_MAP, SPAWN_WINDOW, target.options)
         client.begin(call)
@@ -140,11 +152,24 @@ class CallVerbs:
 
     # How a call is made.
 
-    def _refuse_generator(self, verb: str) -> None:
-        if self.is_generator:
+    async def _target_of(self, verb: str) -> Target:
+        """Whom to ask. Raises InvalidError where the verb is not for what the function is."""
+        if self._known:
+            self._check_verb(verb)
+            return await self._target()
+        target = await self._target()
+        if self._known:
+            self._check_verb(verb)
+        return target
+
+    def _check_verb(self, verb: str) -> None:
+        if verb == "remote_gen" and not self.is_generator:
+            raise InvalidError(f"{self.name} is no generator function: it yields nothing; use {self.name}.remote(...)")
+        if verb != "remote_gen" and self.is_generator:
+            other = "" if verb == "remote" else ", or return a list instead of yielding"
             raise InvalidError(
-                f"{self.name} is a generator function and .{verb} is for functions that return once; "
-                f"return a list instead of yielding"
+                f"{self.name} is a generator function and .{verb} is for functions that return once; iterate over "
+                f"{self.name}.remote_gen(...){other}"
             )
 
     async def _map_run(
@@ -157,8 +182,7 @@ class CallVerbs:
         max_ahead: int | None = None,
     ) -> maps.MapRun:
         """Start one iteration over a map."""
-        self._refuse_generator("map")
-        target = await self._target()
+        target = await self._target_of("map")
         client = target.client
         window = client.connect().map_window
         if max_ahead is not None:
@@ -203,6 +227,10 @@ class CallsWithOptions(CallVerbs):
     @property
     def is_generator(self) -> bool:
         return self._function.is_generator
+
+    @property
+    def _known(self) -> bool:
+        return self._function._known
 
     async def _target(self) -> Target:
         options = self._settings.begin()

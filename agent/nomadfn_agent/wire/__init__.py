@@ -8,10 +8,10 @@ a payload, `link` for the client's end of a websocket) is all that `nomadfn` sha
 
 Who sends what:
 
-    SDK         → control   Hello  Submit  Ack  Request
-    control     → SDK       Welcome  Accepted  Rejected  Results  Reply  Log  Stats
-    runner      → control   Hello  Ready  StartFailed  Outputs  Returned  Attach
-    control     → runner    Bind  Deliver  DeliverBatch  Withdraw  Interrupt  Drain
+    SDK         → control   Hello  Submit  Ack  Request  Taken
+    control     → SDK       Welcome  Accepted  Rejected  Results  Parts  Reply  Log  Stats
+    runner      → control   Hello  Ready  StartFailed  Outputs  Returned  Attach  Part  Fed
+    control     → runner    Bind  Deliver  DeliverBatch  Withdraw  Interrupt  Drain  Consumed  Feed
     control     → supervisor   Start  Stop  Recall  (on a cluster: Joined)
     supervisor  → control      Started  Ended  Log  Withdrawn  (on a cluster: Join  Leaving)
 
@@ -19,6 +19,7 @@ An input is named by its call and its index in it; the client makes call ids, so
 `Submit` twice is harmless. One run of one input is a *delivery*, a number that the control service
 never gives twice: an output for a delivery that is no longer held is of an old attempt and is ignored.
 Results of a session are numbered from 1; `Ack(n)` says that everything up to n has arrived.
+What an input gives and gets while it runs is its stream; see `streams`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,14 @@ from .specs import ParameterSpec as ParameterSpec
 from .specs import RetryPolicy as RetryPolicy
 from .specs import SecretSpec as SecretSpec
 from .specs import Variation as Variation
+from .streams import PART_EXTRA_BYTES as PART_EXTRA_BYTES
+from .streams import STREAM_WINDOW_BYTES as STREAM_WINDOW_BYTES
+from .streams import Consumed as Consumed
+from .streams import Fed as Fed
+from .streams import Feed as Feed
+from .streams import Part as Part
+from .streams import Parts as Parts
+from .streams import Taken as Taken
 
 VERSION = 1
 MAX_FRAME_BYTES = 256 * 1024
@@ -122,6 +131,8 @@ class Submit(_Frame, tag=3):
     """Id of the input that makes this call, where one does."""
     method: str = ""
     """Of a class: which of its methods."""
+    attempt: int = 0
+    """Of an input that is sent again: the delivery whose parts have arrived. It is not run anew then."""
 
 
 class Accepted(_Frame, tag=4):
@@ -386,10 +397,10 @@ class Leaving(_Frame, tag=46):
     what: str
 
 
-ClientFrame = Hello | Submit | Ack | Request
-ToClientFrame = Welcome | Accepted | Rejected | Results | Reply | Log | Stats
-RunnerFrame = Hello | Ready | StartFailed | Outputs | Returned | Attach
-ToRunnerFrame = Bind | Ack | Deliver | DeliverBatch | Withdraw | Interrupt | Drain
+ClientFrame = Hello | Submit | Ack | Request | Taken
+ToClientFrame = Welcome | Accepted | Rejected | Results | Reply | Log | Stats | Parts
+RunnerFrame = Hello | Ready | StartFailed | Outputs | Returned | Attach | Part | Fed
+ToRunnerFrame = Bind | Ack | Deliver | DeliverBatch | Withdraw | Interrupt | Drain | Consumed | Feed
 ToSupervisorFrame = Start | Stop | Recall | Joined
 SupervisorFrame = Started | Ended | Log | Withdrawn
 AgentFrame = SupervisorFrame | Leaving

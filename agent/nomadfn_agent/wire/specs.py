@@ -95,6 +95,16 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
         """What the program calls it: a variant has the name of what it is a variant of."""
         return self.variant_of or self.name
 
+    @property
+    def streams(self) -> bool:
+        """Whether inputs of it may give out parts while they run; see `wire.streams`."""
+        return self.is_generator or (bool(self.methods) and any(one.is_generator for one in self.methods))
+
+    def gives_parts(self, method: str) -> bool:
+        """Whether inputs of this method do; the empty name is the function itself."""
+        found = self.method(method) if method else self
+        return found is not None and found.is_generator
+
     def method(self, name: str) -> MethodSpec | None:
         """The method of that name of a class, None where it has none."""
         return next((one for one in self.methods if one.name == name), None)

@@ -1,0 +1,327 @@
+"""Generator functions in real processes: values as they are yielded, back-pressure, and every way to an end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import textwrap
+
+from world import NOMADFN, World
+
+PROGRAM = """
+    import asyncio, os, signal, threading, time
+    from pathlib import Path
+    import nomadfn
+
+    app = nomadfn.App("generators")
+    here = Path(__file__).parent if nomadfn.is_local() else None
+
+    @app.function(timeout=60)
+    def count(n, folder="", wait_for=""):
+        try:
+            for i in range(n):
+                yield i
+                while wait_for and not (Path(folder) / f"{wait_for}{i}").exists():
+                    time.sleep(0.005)
+        finally:
+            if folder:
+                (Path(folder) / "closed").write_text(str(i))
+
+    @app.function(timeout=60)
+    async def acount(n, folder="", wait_for=""):
+        try:
+            for i in range(n):
+                yield i
+                while wait_for and not (Path(folder) / f"{wait_for}{i}").exists():
+                    await asyncio.sleep(0.005)
+        finally:
+            if folder:
+                (Path(folder) / "closed").write_text(str(i))
+
+    @app.function()
+    def raises():
+        yield 1
+        raise ValueError("no more")
+
+    @app.function()
+    def locks():
+        yield 1
+        yield threading.Lock()
+        yield 3
+
+    @app.function()
+    def dies(signal_number=signal.SIGKILL):
+        yield "a"
+        yield "b"
+        yield "c"
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal_number)
+        time.sleep(60)
+
+    @app.function()
+    def large(n, size):
+        for i in range(n):
+            yield bytes([i]) * size
+
+    @app.function()
+    def nothing():
+        return
+        yield
+
+    @app.function()
+    def ahead(n, size, folder):
+        for i in range(n):
+            (Path(folder) / "ahead").write_text(str(i))
+            yield bytes(size)
+
+    @app.function(max_containers=1, timeout=60)
+    @nomadfn.concurrent(max_inputs=4)
+    def together(name, folder):
+        # Each waits for all: it ends only where four run at once.
+        (Path(folder) / f"here-{name}").touch()
+        yield name, nomadfn.current_input_id()
+        while len(list(Path(folder).glob("here-*"))) < 4:
+            time.sleep(0.005)
+        yield name, nomadfn.current_input_id()
+
+    @app.function(max_containers=1, timeout=60)
+    @nomadfn.concurrent(max_inputs=4)
+    async def atogether(name, folder):
+        (Path(folder) / f"here-{name}").touch()
+        yield name, nomadfn.current_input_id()
+        while len(list(Path(folder).glob("here-*"))) < 4:
+            await asyncio.sleep(0.005)
+        yield name, nomadfn.current_input_id()
+
+    @app.function()
+    def plain(x):
+        return x
+
+    @app.function(timeout=1, startup_timeout=60)
+    def slow():
+        yield 1
+        time.sleep(60)
+"""
+
+
+def program(world: World, main: str) -> str:
+    head = textwrap.dedent(PROGRAM) + "\n@app.local_entrypoint()\ndef main():\n"
+    return str(world.write("generators.py", head + textwrap.indent(textwrap.dedent(main), "    ")))
+
+
+def test_values_come_in_their_order_and_none_twice(world: World) -> None:
+    file = program(
+        world,
+        """
+        assert list(count.remote_gen(5)) == list(acount.remote_gen(5)) == [0, 1, 2, 3, 4]
+        assert list(count.remote_gen(50_000)) == list(range(50_000))
+        assert list(acount.remote_gen(50_000)) == list(range(50_000))
+        assert list(nothing.remote_gen()) == []
+        assert list(count.local(3)) == [0, 1, 2]
+        sizes = [(value[0], len(value)) for value in large.remote_gen(8, 3_000_000)]
+        assert sizes == [(i, 3_000_000) for i in range(8)], sizes
+
+        import asyncio
+        async def both():
+            found = [[], []]
+            async def read(place, generator):
+                async for value in generator:
+                    found[place].append(value)
+            await asyncio.gather(read(0, count.remote_gen.aio(100)), read(1, acount.remote_gen.aio(100)))
+            assert found == [list(range(100))] * 2
+        asyncio.run(both())
+        print("all")
+        """,
+    )
+    assert "all" in world.nomadfn("run", file).ok().out
+
+
+def test_a_value_is_here_before_the_next_one_is_made(world: World) -> None:
+    file = program(
+        world,
+        """
+        for function in (count, acount):
+            for value in function.remote_gen(5, str(here), f"seen-{function.name}-"):
+                (here / f"seen-{function.name}-{value}").touch()  # the generator waits for that
+            assert value == 4
+        print("all")
+        """,
+    )
+    assert "all" in world.nomadfn("run", file).ok().out
+
+
+def test_leaving_the_loop_closes_the_generator_where_it_runs(world: World) -> None:
+    file = program(
+        world,
+        """
+        def closed():
+            while not (here / "closed").exists():
+                time.sleep(0.01)
+            while not (text := (here / "closed").read_text()):
+                pass
+            (here / "closed").unlink()
+            return int(text)
+
+        for function in (count, acount):
+            for value in function.remote_gen(10**9, str(here)):  # it is ahead, and waits for room
+                break
+            assert closed() < 10**6
+            for value in function.remote_gen(10**9, str(here), "never"):  # it runs
+                break
+            assert closed() == 0
+            values = function.remote_gen(10**9, str(here), "never")
+            assert next(values) == 0
+            values.close()
+            assert closed() == 0
+        list(plain.map(range(20)))  # and all goes on
+
+        import asyncio
+        async def leave():
+            async for value in acount.remote_gen.aio(10**9, str(here), "never"):
+                break
+        asyncio.run(leave())
+        assert closed() == 0
+        print("all")
+        """,
+    )
+    assert "all" in world.nomadfn("run", file).ok().out
+
+
+def test_ctrl_c_closes_the_generator_and_nothing_is_left(world: World) -> None:
+    file = program(
+        world,
+        """
+        for value in count.remote_gen(10**9, str(here), "never"):
+            print("value", value)
+        """,
+    )
+    running = world.start(NOMADFN, "run", file)
+    running.says("value 0")
+    os.kill(running.pid, signal.SIGINT)
+    done = running.wait()
+    assert done.code == 130, done.report
+    done.without_our_frames()
+    world.all_gone()
+    assert (world.folder / "closed").read_text() == "0"
+
+
+def test_what_a_generator_raises_comes_behind_its_values(world: World) -> None:
+    file = program(
+        world,
+        """
+        for function, kind, words in (
+            (raises, ValueError, "no more"),
+            (locks, nomadfn.exception.SerializationError, "a value yielded by locks, of type lock"),
+        ):
+            seen = []
+            try:
+                for value in function.remote_gen():
+                    seen.append(value)
+            except kind as error:
+                assert words in str(error), error
+            else:
+                raise AssertionError("it has not raised")
+            assert seen == [1]
+        print("all")
+        """,
+    )
+    assert "all" in world.nomadfn("run", file).ok().out
+
+
+def test_a_generator_whose_container_is_lost_fails_and_is_not_run_again(world: World) -> None:
+    file = program(
+        world,
+        """
+        seen = []
+        try:
+            for value in dies.remote_gen():
+                seen.append(value)
+        except nomadfn.exception.InternalFailure as error:
+            assert seen == ["a", "b", "c"]
+            assert "3 parts" in str(error) and "SIGKILL" in str(error) and "call it again" in str(error), error
+            print("failed")
+        """,
+    )
+    assert "failed" in world.nomadfn("run", file).ok().out
+
+
+def test_a_generator_runs_no_further_ahead_than_its_window(world: World) -> None:
+    file = program(
+        world,
+        """
+        most = 0
+        for number, value in enumerate(ahead.remote_gen(100, 100_000, str(here))):
+            made = (here / "ahead").read_text()
+            most = max(most, int(made or 0) - number)
+        assert number == 99 and most <= 1 + 1024 * 1024 // 100_000, most
+        for number, value in enumerate(ahead.remote_gen(10, 5_000_000, str(here))):
+            made = (here / "ahead").read_text()
+            assert int(made or 0) - number <= 1
+        print("all")
+        """,
+    )
+    assert "all" in world.nomadfn("run", file).ok().out
+
+
+def test_several_generators_run_at_once_in_one_container(world: World) -> None:
+    file = program(
+        world,
+        """
+        import concurrent.futures
+        for function in (together, atogether):
+            def read(name):
+                (a, first), (b, second) = function.remote_gen(name, str(here))
+                assert a == b == name and first == second and first
+                return first
+            with concurrent.futures.ThreadPoolExecutor(4) as pool:
+                assert len(set(pool.map(read, "abcd"))) == 4
+            for one in here.glob("here-*"):
+                one.unlink()
+        print("all")
+        """,
+    )
+    assert "all" in world.nomadfn("run", file).ok().out
+
+
+def test_a_generator_over_its_timeout_is_stopped(world: World) -> None:
+    file = program(
+        world,
+        """
+        seen = []
+        try:
+            for value in slow.remote_gen():
+                seen.append(value)
+        except nomadfn.exception.FunctionTimeoutError as error:
+            assert seen == [1] and "timeout of 1 s" in str(error), (seen, error)
+            print("stopped")
+        """,
+    )
+    assert "stopped" in world.nomadfn("run", file).ok().out
+
+
+def test_every_verb_says_which_one_is_for_generators(world: World) -> None:
+    file = program(
+        world,
+        """
+        def refused(call, *words):
+            try:
+                call()
+            except nomadfn.exception.InvalidError as error:
+                assert all(word in str(error) for word in words), error
+            else:
+                raise AssertionError(words)
+        refused(lambda: count.remote(3), "count.remote_gen")
+        refused(lambda: count.spawn(3), "count.remote_gen")
+        refused(lambda: list(count.map([3])), "count.remote_gen")
+        refused(lambda: count.spawn_map([3]), "count.remote_gen")
+        refused(lambda: count.for_each([3]), "count.remote_gen")
+        refused(lambda: list(plain.remote_gen(3)), "plain.remote(")
+
+        import asyncio
+        async def inside():
+            refused(lambda: list(count.remote_gen(3)), "remote_gen.aio")
+        asyncio.run(inside())
+        print("all")
+        """,
+    )
+    assert "all" in world.nomadfn("run", file).ok().out
