@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .outcomes import Coder, Outcome, failure
+from .wire import BATCH_RAISED
 
 Item = tuple[int, str, int, bytes, int, str]
 """Delivery, call, index, payload, codec, method."""
@@ -15,8 +16,12 @@ Item = tuple[int, str, int, bytes, int, str]
 class Batch:
     """The inputs of one batch. `arguments` is what the function is called with; those that cannot be read are out."""
 
-    def __init__(self, function: Callable[..., Any], coder: Coder, items: Sequence[Item]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], coder: Coder, items: Sequence[Item], *, bisect: bool = False
+    ) -> None:
+        """With `bisect` inputs that raise together are not done, but are to be run again by halves."""
         self._coder = coder
+        self._bisect = bisect
         self._items = items
         self._outcomes: list[Outcome | None] = [None] * len(items)
         self.arguments: dict[str, list[Any]] = {}
@@ -64,9 +69,11 @@ class Batch:
 
     def raised(self, error: BaseException) -> list[Outcome]:
         """The function raised: every input of the batch did."""
+        again = self._bisect and self.size > 1 and isinstance(error, Exception)
         for place, outcome in enumerate(self._outcomes):
             if outcome is None:
-                self._outcomes[place] = self._coder.raised(error, self._items[place][4])
+                codec = self._items[place][4]
+                self._outcomes[place] = (BATCH_RAISED, b"") if again else self._coder.raised(error, codec)
         return self._whole()
 
     def without_call(self) -> list[Outcome]:

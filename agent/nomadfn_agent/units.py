@@ -72,6 +72,7 @@ class Units:
         self._batched = spec.max_batch_size > 0
         self._streams: dict[int, Stream] = {}
         """Of inputs that wait or run, by delivery."""
+        self._bisect = spec.on_batch_error == "bisect"
         self._code = code
         self._before_send = before_send
         self._outbox = Outbox(link, code.bind.code.digest, self.slots, self._held, rejoin)
@@ -310,7 +311,7 @@ class Tasks(Units):
     async def _run_batch(self, unit: Unit) -> list[Outcome]:
         method = unit[0][5]
         function = self._functions[method]
-        batch = Batch(function, self._coders[method], unit)
+        batch = Batch(function, self._coders[method], unit, bisect=self._bisect)
         if not batch.arguments:
             return batch.without_call()
         try:
@@ -415,7 +416,7 @@ class Threads(Units):
 
     def _run_batch(self, unit: Unit, coder: Coder) -> list[Outcome]:
         function = self._functions[unit[0][5]]
-        batch = Batch(function, coder, unit)
+        batch = Batch(function, coder, unit, bisect=self._bisect)
         if not batch.arguments:
             return batch.without_call()
         try:

@@ -7,12 +7,13 @@ is formed when a slot takes it, and fills until then. It goes to its container w
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable, Sequence
 
 from nomadfn_agent import wire
 
 from .effects import DeliverBatch
-from .model import DISPATCH, READY, Container, Function, Input
-from .state import LOOK_S, State, is_live
+from .model import DISPATCH, READY, REQUEUE, Container, Function, Input
+from .state import LOOK_S, State, forget_claim, is_claim, is_live
 
 
 def note_arrival(function: Function, now: float, count: int) -> None:
@@ -62,6 +63,56 @@ def take(function: Function) -> list[Input]:
         function.arrived -= min(count, left)
         left -= min(count, left)
     return inputs
+
+
+def is_ready(state: State, now: float, function: Function) -> bool:
+    """Whether a slot may take a batch now: one that forms, or a part of one that raised."""
+    return bool(function.queue.parts) or eligible(state, now, function)
+
+
+def take_next(function: Function) -> list[Input]:
+    """The inputs of the batch that is next."""
+    parts = function.queue.parts
+    return [one for one in parts.popleft() if is_live(one)] if parts else take(function)
+
+
+def whole_batches(container: Container, deliveries: Sequence[int], statuses: Sequence[int]) -> dict[int, list[Input]]:
+    """Where the function raised for batches: the list of each, still empty, by every delivery that was in it."""
+    lists: dict[int, list[Input]] = {}
+    of_batch: dict[int, list[Input]] = {}
+    for delivery, status in zip(deliveries, statuses, strict=True):
+        if status == wire.BATCH_RAISED:
+            first = container.batch_of.get(delivery, delivery)
+            lists[delivery] = of_batch.setdefault(first, [])
+    return lists
+
+
+def run_again(state: State, function: Function, batches: Iterable[list[Input]]) -> None:
+    """Batches for which the function raised run again by halves. That is no retry of any of them.
+
+    What is alone in the end raises for itself, and then has its retries, in whatever batch it is by then.
+    """
+    for batch in batches:
+        left: list[Input] = []
+        for one in batch:
+            if is_claim(one):
+                forget_claim(state, one)
+                continue
+            durable = one.call.durable
+            one.move(REQUEUE)
+            function.running[durable] -= 1
+            function.pending[durable] += 1
+            left.append(one)
+        (function.queue.alone if left and left[0].suspect else function.queue.parts).extend(halves(left))
+        batch.clear()  # `batches` has it once for each of its deliveries.
+
+
+def put_parts_back(function: Function) -> None:
+    """It is not batched any more: what was a part of a batch is first in line."""
+    parts = function.queue.parts
+    while parts:
+        for one in reversed(parts.pop()):
+            function.queue.put_back(one.call.caller, one.call.priority, [one])
 
 
 def forget_arrivals(function: Function) -> None:

@@ -171,6 +171,8 @@ def take_durable(
     function.pending[1] += len(inputs)
     function.totals.accepted += len(inputs)
     pool.enqueue(function, now, call, inputs)
+    if sub.deadline < state.wake_at:
+        state.wake_at = sub.deadline
     state.touch(function)
     return call
 
@@ -221,6 +223,8 @@ def _enqueue(
     function.pending[0] += len(inputs)
     function.totals.accepted += len(inputs)
     pool.enqueue(function, now, call, inputs)
+    if sub.deadline < state.wake_at:
+        state.wake_at = sub.deadline
     session = state.sessions[call.caller]
     if session.parent and (parent := state.containers.get(session.parent)) is not None:
         note_waiting(state, parent, len(inputs))

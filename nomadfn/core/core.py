@@ -19,7 +19,7 @@ from typing import Any
 from nomadfn_agent import wire
 
 from ..exception import InvalidError, NotFoundError
-from . import apps, batching, calls, live, losses, pool, records, scaling, streams, takeover, variants, watch
+from . import apps, batching, calls, lateness, live, losses, pool, records, scaling, streams, takeover, variants, watch
 from .effects import Effect
 from .limits import Limits
 from .model import COMMITTING, DELAYED, STOPPING, WAKE, App, Container, Function, Session
@@ -281,7 +281,7 @@ class Core:
         for function in list(state.active.values()):
             self._wake_delayed(now, function)
             if function.deadlines.next <= now:
-                pool.drop_late(state, now, function)
+                lateness.drop_late(state, now, function)
             due_at = function.next_decision
             if function.arrivals:
                 due_at = min(due_at, batching.due_at(function))

@@ -16,12 +16,11 @@ from nomadfn_agent import wire
 
 from . import batching, limits, retries, streams
 from .effects import Deliver, StopContainer
+from .lateness import in_time, may_retry, miss_deadline
 from .model import (
-    DELAYED,
     DISPATCH,
     DRAINING,
     NO_DEADLINE,
-    PENDING,
     READY,
     REQUEUE,
     RETRY,
@@ -51,7 +50,6 @@ RECALL_AGAIN_S = 0.25
 STOP_GRACE_S = 5.0
 EXIT_GRACE_S = 20.0
 """For a class with an `@exit` method."""
-DEADLINE_TEXT = "its deadline passed before it was started"
 _WEIGHT = 0.3
 _STEP_S = 0.001
 """A usual run time at most doubles, and this, with one frame: one long input among many short ones says little."""
@@ -104,6 +102,8 @@ def dispatch(state: State, now: float, function: Function) -> None:
 
 
 def _dispatch_inputs(state: State, now: float, function: Function, extra: int) -> None:
+    if function.queue.parts:
+        batching.put_parts_back(function)
     reserved = _reserve(function)
     visited: list[Container] = []
     for heap, kind in ((function.idle_heap, 1), (function.roomy_heap, 2)):
@@ -126,40 +126,17 @@ def _dispatch_inputs(state: State, now: float, function: Function, extra: int) -
 def _dispatch_batches(state: State, now: float, function: Function) -> None:
     reserved = _reserve(function)
     kept: list[Container] = []
-    while batching.eligible(state, now, function) and (container := batching.next_container(function)) is not None:
+    while batching.is_ready(state, now, function) and (container := batching.next_container(function)) is not None:
         if reserved:
             reserved -= 1
             kept.append(container)
             continue
-        inputs = _in_time(state, now, batching.take(function))
+        inputs = in_time(state, now, batching.take_next(function))
         if inputs:
             batching.hand_over(state, now, function, container, inputs)
         list_container(function, container, 0)
     for container in kept:
         list_container(function, container, 0)
-
-
-def _in_time(state: State, now: float, inputs: list[Input]) -> list[Input]:
-    """Those of `inputs` whose deadline is not over; the others fail."""
-    expired = [one for one in inputs if one.deadline <= now]
-    if not expired:
-        return inputs
-    for one in expired:
-        miss_deadline(state, now, one)
-    return [one for one in inputs if is_live(one)]
-
-
-def drop_late(state: State, now: float, function: Function) -> None:
-    """Inputs that wait though their deadline is over fail at once, and not only when their turn comes."""
-    for one in function.deadlines.due(now):
-        if one.state in (PENDING, DELAYED):
-            miss_deadline(state, now, one)
-    state.touch(function)
-
-
-def miss_deadline(state: State, now: float, one: Input) -> None:
-    """Of a call that waits the error is a builtin TimeoutError, too; of a spawn that would read as "not there yet"."""
-    fail(state, now, one, "TimeoutError" if one.call.durable else "DeadlineExceededError", DEADLINE_TEXT)
 
 
 def _reserve(function: Function) -> int:
@@ -177,7 +154,7 @@ def _dispatch_alone(state: State, now: float, function: Function, extra: int) ->
     skipped: list[Container] = []
     heap = function.idle_heap
     while alone and heap:
-        part = _in_time(state, now, [one for one in alone[0] if is_live(one)])
+        part = in_time(state, now, [one for one in alone[0] if is_live(one)])
         if not part:
             alone.popleft()
             continue
@@ -212,7 +189,7 @@ def _fill(state: State, now: float, function: Function, container: Container, ex
     if min(room, share) <= 0:
         return True
     taken = function.queue.take(min(room, share), is_live)
-    inputs = _in_time(state, now, taken)
+    inputs = in_time(state, now, taken)
     if inputs:
         _hand_over(state, now, function, container, inputs)
     return bool(taken)
@@ -271,6 +248,7 @@ def take_outputs(
     function = container.function
     held = container.held
     function.totals.count(statuses)
+    raised = batching.whole_batches(container, deliveries, statuses) if wire.BATCH_RAISED in statuses else {}
     done = _release(container, now, deliveries) if container.counts_slots else len(deliveries)
     if done:
         mean_s = run_ns / 1e9 / done
@@ -285,6 +263,10 @@ def take_outputs(
             if delivery >= state.first_delivery:
                 drop_blob(state, status, payload)
             continue
+        if status == wire.BATCH_RAISED:
+            function.totals.count([status], -1)
+            raised[delivery].append(one)
+            continue
         if status & STATUS_MASK == wire.EXCEPTION and may_retry(state, now, one):
             drop_blob(state, status, payload)
             function.totals.count([status], -1)
@@ -296,6 +278,8 @@ def take_outputs(
             fail(state, now, one, over.error, over.message)
             continue
         finish(state, now, one, status, payload)
+    if raised:
+        batching.run_again(state, function, raised.values())
     container.progress = now
     container.late = False
     _after_release(state, now, container)
@@ -308,15 +292,6 @@ def _release(container: Container, now: float, deliveries: list[int]) -> int:
         container.interrupted.pop(delivery, None)
         done += container.release(now, delivery)
     return done
-
-
-def may_retry(state: State, now: float, one: Input) -> bool:
-    """Whether an attempt that failed is followed by another one: it has retries left, and time until its deadline."""
-    policy = one.call.function.spec.retries
-    again = one.retries + 1
-    if state.streams and streams.begun(state, one):
-        return False
-    return retries.may_retry(policy, again) and now + retries.delay_s(policy, again) < one.deadline
 
 
 def retry_later(state: State, now: float, function: Function, one: Input) -> None:

@@ -26,7 +26,7 @@ AGING = 8
 class FunctionQueue(Generic[Item]):
     """Pending items by priority and caller; beside them those that must run alone, and those that wait for a time."""
 
-    __slots__ = ("_delayed", "_levels", "_order", "_passes", "_sequence", "_served", "_turns", "alone")
+    __slots__ = ("_delayed", "_levels", "_order", "_passes", "_sequence", "_served", "_turns", "alone", "parts")
 
     def __init__(self) -> None:
         self._levels: dict[int, OrderedDict[str, deque[Item]]] = {}
@@ -41,6 +41,8 @@ class FunctionQueue(Generic[Item]):
         self.alone: deque[list[Item]] = deque()
         """Items that run with nothing beside them, before all others: one by one, of a batched function parts of what
         was one batch."""
+        self.parts: deque[list[Item]] = deque()
+        """Parts of batches that raised; each is a batch of its own, before those that form."""
 
     def add(self, caller: str, priority: int, items: Iterable[Item]) -> None:
         self._line(caller, priority).extend(items)
@@ -139,7 +141,7 @@ class FunctionQueue(Generic[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         """Everything it holds, dead items too; for invariant checks and cancellation of all."""
-        for part in self.alone:
+        for part in (*self.alone, *self.parts):
             yield from part
         for level in self._levels.values():
             for line in level.values():
@@ -154,3 +156,4 @@ class FunctionQueue(Generic[Item]):
         self._passes = 0
         self._delayed.clear()
         self.alone.clear()
+        self.parts.clear()

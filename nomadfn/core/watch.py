@@ -11,9 +11,10 @@ from math import inf
 
 from .autoscaler import DRAIN_WITHIN_S
 from .effects import Interrupt, Recall
+from .lateness import may_retry
 from .losses import start_failed
 from .model import RUNNING, STARTING, STOPPING, Container, Function, Input
-from .pool import RECALL_AGAIN_S, may_retry, retry_later, stop, stuck_after_s
+from .pool import RECALL_AGAIN_S, retry_later, stop, stuck_after_s
 from .state import LOOK_S, State, fail
 
 INTERRUPTED_S = 5.0

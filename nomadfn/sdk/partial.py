@@ -15,6 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_BATCH_SIZE = 1_000
 MAX_WAIT_MS = 600_000
+BATCH_ERRORS = ("fail", "bisect")
 _ABOVE = "put it between `def` and @app.function(...), under the latter"
 
 
@@ -27,6 +28,7 @@ class Partial:
         """`max_inputs` and `target_inputs`."""
         self.batching: tuple[int, int] | None = None
         """`max_batch_size` and `wait_ms`."""
+        self.on_batch_error = BATCH_ERRORS[0]
 
     @property
     def name(self) -> str:
@@ -39,6 +41,7 @@ class Partial:
             fields["max_inputs"], fields["target_inputs"] = self.concurrency
         if self.batching is not None:
             fields["max_batch_size"], fields["batch_wait_ms"] = self.batching
+            fields["on_batch_error"] = self.on_batch_error
         return fields
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -64,15 +67,21 @@ def concurrent(*misplaced: Any, max_inputs: int | None = None, target_inputs: in
     return decorate
 
 
-def batched(*misplaced: Any, max_batch_size: int | None = None, wait_ms: int | None = None) -> Callable[[F], F]:
+def batched(
+    *misplaced: Any, max_batch_size: int | None = None, wait_ms: int | None = None, on_batch_error: str = "fail"
+) -> Callable[[F], F]:
     """Run inputs in batches: callers pass single items, the function gets a list for each parameter.
 
     It returns a list of the same length, whose items are the results; an exception in it is raised for that caller
     alone. A batch has at most `max_batch_size` inputs (1 to 1,000) and runs once it is full, or `wait_ms`
-    milliseconds (0 to 600,000) after its first input came. Stands under `@app.function(...)`. Raises InvalidError.
+    milliseconds (0 to 600,000) after its first input came. Where the function raises, all inputs of the batch fail;
+    with `on_batch_error="bisect"` it is called again with each half, and so on, until the inputs that fail alone have
+    failed alone. Stands under `@app.function(...)`. Raises InvalidError.
     """
     _needs_parentheses("batched", "max_batch_size=32, wait_ms=100", misplaced)
     check_batching("@batched", max_batch_size, wait_ms)
+    if on_batch_error not in BATCH_ERRORS:
+        raise InvalidError(f"@batched: on_batch_error={on_batch_error!r} must be 'fail' or 'bisect'")
 
     def decorate(function: F) -> F:
         partial = _partial(function, "batched")
@@ -80,6 +89,7 @@ def batched(*misplaced: Any, max_batch_size: int | None = None, wait_ms: int | N
             raise InvalidError(f"function {partial.name}: it has @batched twice; leave one out")
         _check_batched_signature(partial)
         partial.batching = (max_batch_size, wait_ms)  # type: ignore[assignment]
+        partial.on_batch_error = on_batch_error
         return partial  # type: ignore[return-value]
 
     return decorate

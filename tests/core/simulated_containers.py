@@ -192,8 +192,25 @@ class SimulatedContainer:
             if any(one.work.does == "hang" for one in whole):
                 continue  # With a batch, all of it hangs.
             longest = max(one.work.seconds for one in whole)
+            if len(whole) > 1 and self._raises(whole):
+                self.world.after(longest, lambda whole=whole: self._raise_for(whole))  # type: ignore[misc]
+                continue
             for one in whole:
                 self._run(one._replace(work=one.work._replace(seconds=longest)) if len(whole) > 1 else one)
+
+    def _raises(self, whole: list[Item]) -> bool:
+        """Whether the function raises for this batch, all of which is to be run again by halves."""
+        works = [one.work for one in whole]
+        spec = self.world.programs.specs[self.function]
+        if spec.on_batch_error != "bisect" or any(work.does == "poison" for work in works):
+            return False
+        raising = [one.work.does == "raise" and self.world.raised(one.key) <= one.work.times for one in whole]
+        return any(raising)  # each of them counts its attempt
+
+    def _raise_for(self, whole: list[Item]) -> None:
+        for one in whole:
+            if one.delivery in self.running:
+                self._finish(one.delivery, wire.BATCH_RAISED, b"")
 
     def _run(self, item: Item) -> None:
         world, work = self.world, item.work

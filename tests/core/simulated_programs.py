@@ -85,6 +85,7 @@ class Programs:
             is_async=rng.random() < 0.5,
             max_batch_size=batch_size,
             batch_wait_ms=rng.choice((0, 5, 100)) if batch_size else 0,
+            on_batch_error=rng.choice(("fail", "bisect")) if batch_size else "fail",
         )
 
     def begin(self) -> None:

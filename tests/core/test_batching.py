@@ -234,3 +234,15 @@ def test_siblings_of_a_timeout_in_a_thread_run_again_without_blame() -> None:
     start(world, 3)
     assert [one.payloads for one in of(world.seen, effects.Deliver)][-1] == [b"sibling"]
     assert not any(one.suspect for call in world.core.state.calls.values() for one in call.inputs())
+
+
+def test_a_batch_that_was_interrupted_holds_one_slot_and_not_one_an_input() -> None:
+    world = batched(size=3, max_inputs=3, timeout_s=2.0, is_async=True)
+    world.submit(*[b"x"] * 3)
+    [batch] = batches(world.settle())
+    world.wait(2.1)
+    container = world.core.container(batch.container)
+    assert container is not None
+    assert container.used == 1
+    world.submit(*[b"x"] * 6)
+    assert [len(one.deliveries) for one in batches(world.settle())] == [3, 3]

@@ -156,6 +156,27 @@ BATCHED = """
         except TypeError as error:
             print(error)
 
+    @app.function(max_containers=1, retries=nomadfn.Retries(max_retries=1, initial_delay=0.0))
+    @nomadfn.batched(max_batch_size=8, wait_ms=2_000, on_batch_error="bisect")
+    def picky(values):
+        if any(value % 5 == 3 for value in values):
+            raise ValueError(f"one of {values}")
+        return [2 * value for value in values]
+
+    @app.function(max_containers=1)
+    @nomadfn.concurrent(max_inputs=2)
+    @nomadfn.batched(max_batch_size=4, wait_ms=2_000, on_batch_error="bisect")
+    async def choosy(values):
+        await asyncio.sleep(0)
+        if 6 in values:
+            raise LookupError(str(values))
+        return values
+
+    @app.local_entrypoint()
+    def bisected():
+        print([str(one) for one in picky.map(range(8), return_exceptions=True)])
+        print([str(one) for one in choosy.map(range(8), return_exceptions=True)])
+
     @app.local_entrypoint()
     def poisoned():
         found = list(poison.map(range(16), return_exceptions=True))
@@ -177,6 +198,14 @@ def test_a_batch_that_kills_its_container_costs_the_culprit_alone(world: World) 
     world.write("batched.py", BATCHED)
     [found] = lines(world, "batched.py", "poisoned")
     assert found == str([x if x != 5 else "InternalFailure" for x in range(16)])
+
+
+def test_a_batch_that_raises_is_run_by_halves_until_the_culprit_raises_alone(world: World) -> None:
+    world.write("batched.py", BATCHED)
+    assert lines(world, "batched.py", "bisected") == [
+        "['0', '2', '4', 'one of [3]', '8', '10', '12', '14']",
+        "['0', '1', '2', '3', '4', '5', '[6]', '7']",
+    ]
 
 
 def test_inputs_of_several_programs_share_batches(world: World) -> None:

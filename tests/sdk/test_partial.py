@@ -142,3 +142,12 @@ def test_a_call_before_app_function_says_what_is_missing() -> None:
 
     with pytest.raises(InvalidError, match=r"put @app\.function"):
         nomadfn.concurrent(max_inputs=2)(embed)([])
+
+
+def test_what_becomes_of_a_batch_that_raises_is_said_by_one_of_two_words() -> None:
+    settings: Any = {"max_batch_size": 4, "wait_ms": 0}
+    assert spec_of(nomadfn.batched(**settings)).on_batch_error == "fail"
+    assert spec_of(nomadfn.batched(**settings, on_batch_error="bisect")).on_batch_error == "bisect"
+    for wrong in ("halve", None, True):
+        with pytest.raises(InvalidError, match="must be 'fail' or 'bisect'"):
+            nomadfn.batched(**settings, on_batch_error=wrong)

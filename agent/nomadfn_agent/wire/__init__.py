@@ -68,6 +68,9 @@ EXCEPTION = 1
 FAILURE = 2
 """nomadfn could not get a result: the payload is `payload.Failure` in msgpack."""
 
+BATCH_RAISED = 3
+"""The function raised for a whole batch, and is to be run again with halves of it: no payload, and no result."""
+
 REMOTE = 0
 MAP = 1
 SPAWN = 2

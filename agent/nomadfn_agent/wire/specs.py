@@ -89,6 +89,8 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Where this is a variant: the name of the function that it is one of."""
     arguments: dict[str, str] = {}
     """A variant of a class: the values of its parameters, those with a default too."""
+    on_batch_error: str = "fail"
+    """`fail`: all inputs of a batch that raises fail. `bisect`: it runs again by halves."""
 
     @property
     def program_name(self) -> str:
