@@ -49,10 +49,11 @@ class Journal(Protocol):
         """Write one segment; it is durable when this returns its number. Raises `JournalError` if it is not."""
         ...
 
-    def compact(self, snapshot: Iterable[bytes], upto: int) -> None:
+    def compact(self, snapshot: Iterable[bytes], upto: int, *, repeats: bool = False) -> None:
         """Replace the segments up to number `upto` by the bodies of `snapshot`, all or nothing.
 
-        Segments after `upto` stay as they are and are replayed after the snapshot.
+        Segments after `upto` stay as they are and are replayed after the snapshot. It `repeats` when there is
+        nothing in it that no segment has said by now.
         """
         ...
 

@@ -45,7 +45,7 @@ class MemoryJournal:
         self._segments.append(body)
         return self._upto + len(self._segments)
 
-    def compact(self, snapshot: Iterable[bytes], upto: int) -> None:
+    def compact(self, snapshot: Iterable[bytes], upto: int, *, repeats: bool = False) -> None:
         self._fail()
         last = self._upto + len(self._segments)
         if not self._upto <= upto <= last:

@@ -91,7 +91,7 @@ class SqliteJournal:
         self._size_bytes = size_bytes
         return number
 
-    def compact(self, snapshot: Iterable[bytes], upto: int) -> None:
+    def compact(self, snapshot: Iterable[bytes], upto: int, *, repeats: bool = False) -> None:
         """See `Journal.compact`. Raises `ValueError` for an `upto` before the last compaction or after the end."""
         if not self._upto <= upto <= self._last:
             raise ValueError(f"cannot compact up to {upto}: the journal goes from {self._upto} to {self._last}")

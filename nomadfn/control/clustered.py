@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ from nomadfn.adapters import consul_discovery
 from nomadfn.adapters.cluster_secrets import ClusterSecrets
 from nomadfn.adapters.consul_blobs import ConsulBlobs
 from nomadfn.adapters.consul_journal import ConsulJournal
+from nomadfn.adapters.consul_journal_tail import ConsulJournalTail
 from nomadfn.adapters.consul_lease import ConsulLease
 from nomadfn.adapters.consul_registry import ConsulRegistry
 from nomadfn.adapters.consul_store import ConsulSettings, ConsulStore, Shard
@@ -38,6 +40,7 @@ from nomadfn.control.address import Address
 from nomadfn.control.connections import listen
 from nomadfn.control.containers import needs_for
 from nomadfn.control.durable import Pace
+from nomadfn.control.following import Following, replay
 from nomadfn.control.identities import WorkloadIdentities
 from nomadfn.control.jobs import Jobs
 from nomadfn.control.join_tokens import JoinTokens
@@ -45,7 +48,7 @@ from nomadfn.control.leadership import STAND_BY, await_lease, in_thread
 from nomadfn.control.overrides import PREFIX
 from nomadfn.control.sealing import Seal
 from nomadfn.control.service import Service
-from nomadfn.control.serving import SteppedDownError, StorageError, bind, bring_back, end, taken, url
+from nomadfn.control.serving import SteppedDownError, StorageError, bind, end, taken, url
 from nomadfn.control.settings import Settings, load_settings
 from nomadfn.control.standby import Front
 from nomadfn.control.tokens import Identity, Tokens
@@ -109,7 +112,7 @@ class _Member:
     ) -> None:
         self._profile = profile
         self._settings = settings
-        self._limits, self._pace = settings.limits, PACE
+        self._limits, self._pace, self._max_bytes = journal_bounds(settings.limits, bool(profile.blobs))
         self._tokens = tokens
         self._http_url = http_url
         self._front = front
@@ -121,6 +124,8 @@ class _Member:
         self._entry = ""
         self._blobs: tuple[ports.Blobs, ports.Blobs] | None = None
         """For payloads and code, and for the journal; None where there is no blob store."""
+        self._following: Following
+        """It starts when there is somebody else who leads."""
 
     def _log(self, text: str) -> None:
         print(f"nomadfn control, {self._shard}: {text}", flush=True)
@@ -146,6 +151,13 @@ class _Member:
         if self._profile.blobs:
             payloads, bodies = [await in_thread(partial(open_blobs, self._profile, kind)) for kind in BLOB_KINDS]
             self._blobs = payloads, bodies
+        tail = ConsulJournalTail(self._store, self._shard, self._bodies)
+        self._following = Following(tail, self._limits, self._log)
+        self._front.segment = lambda: self._following.segment
+
+    @property
+    def _bodies(self) -> ports.Blobs | None:
+        return None if self._blobs is None else self._blobs[1]
 
     async def register(self) -> None:
         """Announce this instance in Consul, unless Nomad does that."""
@@ -169,6 +181,7 @@ class _Member:
         await asyncio.wait((standing, self._ended), return_when=asyncio.FIRST_COMPLETED)
         if self._ended.done():
             standing.cancel()
+            await in_thread(self._following.stop)
             await in_thread(self._lease.release)
             return self._ended.result()
         try:
@@ -182,15 +195,23 @@ class _Member:
         self._front.know(
             {} if leader is None else {"http_url": leader.http_url, "data_url": leader.data_url, "epoch": leader.epoch}
         )
+        if leader is not None:
+            self._following.start()
         if leader is not None and self._front.leader != known:
             self._log(f"standing by at {self._http_url}; {leader.http_url or leader} leads, epoch {leader.epoch}")
 
     async def _lead(self, epoch: int) -> Exception | None:
         # Both at once: while nobody leads, everybody waits.
-        opened, reached = await asyncio.gather(self._open_journal(), self._open_cluster())
+        (journal, core), reached = await asyncio.gather(in_thread(self._open_journal), self._open_cluster())
         cluster, nomad, job, identities = reached
+        core.lead(
+            epoch=epoch,
+            capacity=cluster.capacity,
+            capacity_reason=cluster.capacity_reason,
+            first_delivery=epoch * DELIVERIES_PER_EPOCH + 1,
+        )
         registry = ConsulRegistry(self._store, self._shard, self._lease.hold)
-        service = self._build(epoch, cluster, registry, ClusterSecrets(nomad, self._store), *opened)
+        service = self._build(core, cluster, registry, ClusterSecrets(nomad, self._store), journal)
         listener = await self._listen(service)
         service.agents.open(door(cluster), identities.verify)
         Jobs(nomad, job, cluster).add_to(service.operations)
@@ -243,34 +264,40 @@ class _Member:
             return nomad, job, _Identities(address)
         return nomad, job, JoinTokens(self._settings.token)
 
-    async def _open_journal(self) -> tuple[ConsulJournal, list[tuple[int, bytes]]]:
-        """The journal, and everything in it."""
-        bodies = None if self._blobs is None else self._blobs[1]
+    def _open_journal(self) -> tuple[ConsulJournal, Core]:
+        """The journal, and a core with everything in it: what was read standing by, and the rest. Blocks."""
+        began = time.monotonic()
+        core, position = self._following.stop()
         try:
-            self._limits, self._pace, max_bytes = journal_bounds(self._settings.limits, bodies is not None)
-            opened = partial(
-                ConsulJournal,
+            journal = ConsulJournal(
                 self._store,
                 self._lease.hold,
-                blobs=bodies,
-                max_bytes=max_bytes,
+                blobs=self._bodies,
+                max_bytes=self._max_bytes,
                 on_delay=self._on_delay,
             )
-            journal = await in_thread(opened)
-            return journal, await in_thread(lambda: list(journal.replay()))
+            since = None if position is None else journal.carry(position)
+            if since is None:
+                core = Core(self._limits)
+            count = replay(core, journal.replay(since))
         except ports.FencedError as error:
             raise SteppedDownError(f"stepping down: {error}") from None
         except (ports.JournalError, OSError) as error:
             raise StorageError(str(error)) from None
+        known = f"the journal up to segment {since.number:,}" if since is not None else "nothing"
+        self._log(
+            f"it knew {known}, and has read {count:,} segments in {time.monotonic() - began:.2f} s: "
+            f"{len(core.state.calls):,} calls"
+        )
+        return journal, core
 
     def _build(
         self,
-        epoch: int,
+        core: Core,
         cluster: NomadCluster,
         registry: ConsulRegistry,
         secrets: ports.Secrets,
         journal: ConsulJournal,
-        segments: list[tuple[int, bytes]],
     ) -> Service:
         """The service with everything that was accepted before."""
         payloads = ConsulBlobs(self._store, self._lease.hold) if self._blobs is None else self._blobs[0]
@@ -280,19 +307,13 @@ class _Member:
             + (f", and {shown(self._profile.blobs)}" if self._profile.blobs else ""),
             target=str(self._profile),
         )
-        core = Core(
-            self._limits,
-            epoch=epoch,
-            capacity=cluster.capacity,
-            capacity_reason=cluster.capacity_reason,
-            first_delivery=epoch * DELIVERIES_PER_EPOCH + 1,
-        )
         seal = Seal(self._tokens.derive_key("values in the registry"))
         service = Service(
             core, cluster, registry, payloads, self._tokens, address, journal, self._on_fatal, secrets, seal, self._pace
         )
         address.started_at = service.now()
-        bring_back(service, segments)
+        service.operations.restore()
+        core.end_replay(service.now())
         return service
 
     def _on_delay(self, why: str) -> None:

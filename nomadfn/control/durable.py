@@ -130,11 +130,12 @@ class DurableWriter:
         waited_s = 0.0 if since is None else time.monotonic() - since
         return f"the journal has been waiting for a write for {waited_s:.0f} s" if waited_s > STALLED_S else ""
 
-    async def compact(self, snapshot: Iterator[records.Record]) -> None:
+    async def compact(self, snapshot: Iterator[records.Record], before_end: Callable[[], None] = lambda: None) -> None:
         """Replace all that was written so far by `snapshot`.
 
         It is taken slice by slice while the service goes on. What happens meanwhile may be in it or not: that is
         written after the begin, stays, and is replayed on top, where what is known already changes nothing.
+        `before_end` shall hand to `write` whatever has happened by then.
         """
         self._compacting = True
         self._put(_SnapshotBegins())
@@ -153,6 +154,7 @@ class DurableWriter:
                 slice_ends = time.monotonic() + SLICE_S
         if part:
             bodies.append(records.encode_segment(part))
+        before_end()
         self._put(_Snapshot(bodies))
 
     def close(self) -> bool:
@@ -211,7 +213,7 @@ class DurableWriter:
             if isinstance(one, _SnapshotBegins):
                 self._snapshot_covers = self.last_segment
             elif isinstance(one, _Snapshot):
-                self._replace(one)
+                self._replace(one, repeats=True)
         if segment:
             self._write(segment, number)
         return True
@@ -252,12 +254,12 @@ class DurableWriter:
             if isinstance(one, _SnapshotBegins):
                 self._snapshot_covers = self.last_segment
             elif isinstance(one, _Snapshot):
-                self._replace(one)
+                self._replace(one, repeats=False)
                 made = True
         return made
 
-    def _replace(self, snapshot: _Snapshot) -> None:
-        self._journal.compact(snapshot.bodies, self._snapshot_covers)
+    def _replace(self, snapshot: _Snapshot, *, repeats: bool) -> None:
+        self._journal.compact(snapshot.bodies, self._snapshot_covers, repeats=repeats)
         self.size_bytes = self._journal.size_bytes()
         self._compact_at = self._pace.compact_at(self.size_bytes)
         self._segments = self._journal.segment_count()

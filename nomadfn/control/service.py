@@ -191,7 +191,7 @@ class Service:
         if batch:
             self.writer.write(batch, number)
         if self.writer.wants_snapshot(self.core.live_bytes):
-            self.keep(self.writer.compact(self.core.snapshot()))
+            self.keep(self.writer.compact(self.core.snapshot(), self._settle))
 
     def _tick(self) -> None:
         delay_s = TICK_RETRY_S

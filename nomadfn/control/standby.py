@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -28,6 +29,8 @@ class Front:
         self._tokens = tokens
         self._leader: dict[str, Any] = {}
         self._changed = asyncio.Event()
+        self.segment: Callable[[], int | None] = lambda: None
+        """The last segment of the journal that this standby has read."""
         self._app: ASGIApp = Starlette(
             routes=[
                 Route("/healthz", self._health),
@@ -58,7 +61,7 @@ class Front:
         self.know(leader)
 
     async def _health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok", "role": "standby"})
+        return JSONResponse({"status": "ok", "role": "standby", "segment": self.segment()})
 
     async def _metrics(self, request: Request) -> Response:
         try:

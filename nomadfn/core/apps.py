@@ -39,6 +39,14 @@ def detach_session(state: State, now: float, id: str) -> None:
         state.away[id] = session
 
 
+def expect_session(state: State, now: float, id: str) -> Session:
+    """A session from before a restart: it is away until it comes back, or is ended as any other."""
+    if id not in state.sessions:
+        open_session(state, id, "", 0)
+        detach_session(state, now, id)
+    return state.sessions[id]
+
+
 def end_session(state: State, now: float, session: Session) -> None:
     """Cancel what was only for this client: its `.remote` and `.map` inputs and its ephemeral apps."""
     for id in sorted(session.apps):
@@ -138,6 +146,7 @@ def _put_function(state: State, app: App, spec: wire.FunctionSpec, *, same_code:
         old = msgspec.structs.replace(function.spec, autoscaler=spec.autoscaler)
         same = same_code and old == spec
         function.app = app.id
+        function.totals = state.totals_of(app.name, spec.name)  # A replay may have made it, which knows no names.
         function.overrides, function.temporary = {}, {}
         function.spec = spec
         function.failures = 0

@@ -23,7 +23,8 @@ from . import apps, batching, calls, lateness, live, losses, pool, records, scal
 from .effects import Effect
 from .limits import Limits
 from .model import COMMITTING, DELAYED, STOPPING, WAKE, App, Container, Function, Session
-from .state import Commit, State, blob_name, check_invariants, finish, note_waiting
+from .replaying import Replay
+from .state import Commit, State, blob_name, check_invariants, note_waiting
 
 TICK_S = 0.25
 TICK_LEAST_S = 0.001
@@ -45,6 +46,7 @@ class Core:
         """`first_delivery` is beyond what any earlier leader has given whose containers may still run."""
         self.state = State(limits or Limits(), epoch=epoch, capacity=capacity, capacity_reason=capacity_reason)
         self.state.first_delivery = self.state.next_delivery = first_delivery
+        self._replay = Replay(self.state)
         self._next_sweep = 0.0
         self._next_forgetting = 0.0
 
@@ -83,16 +85,9 @@ class Core:
     def restore_app(self, now: float, id: str, spec: wire.AppSpec, session: str, deployed: bool, version: int) -> None:
         """Bring back an app after a restart. The session of an ephemeral one is away until it comes back."""
         if session:
-            self._expect_session(now, session)
+            apps.expect_session(self.state, now, session)
         app, _ = apps.put_app(self.state, now, id, spec, session=session, deployed=deployed)
         app.version = version
-
-    def _expect_session(self, now: float, id: str) -> Session:
-        """A session from before a restart: it is away until it comes back, or is ended as any other."""
-        if id not in self.state.sessions:
-            apps.open_session(self.state, id, "", 0)
-            apps.detach_session(self.state, now, id)
-        return self.state.sessions[id]
 
     def detach_app(self, id: str) -> None:
         app = self._app(id)
@@ -347,72 +342,17 @@ class Core:
 
     def replay(self, segment: Iterable[records.Record]) -> None:
         """Apply records of the journal to a state that has served nobody yet."""
-        for record in segment:
-            self._apply(record)
-
-    def _apply(self, record: records.Record) -> None:
-        state = self.state
-        match record:
-            case records.Submitted():
-                calls.replay_submitted(state, record, self._function_or_placeholder(record.function))
-            case records.Closed():
-                if (call := state.calls.get(record.call)) is not None:
-                    calls.apply_close(state, record.at, call, record.total)
-            case records.Cancelled():
-                if (call := state.calls.get(record.call)) is not None:
-                    calls.apply_cancel(
-                        state, record.at, call, terminate=False, text=record.text or calls.CANCELLED_TEXT
-                    )
-            case records.Finished():
-                self._apply_finished(record)
-            case records.Forgotten():
-                calls.forget(state, record.calls)
-
-    def _function_or_placeholder(self, id: str) -> Function:
-        function = self.state.functions.get(id)
-        if function is None:
-            app, _, name = id.partition("/")
-            function = self.state.functions[id] = Function(id, app, wire.FunctionSpec(name=name))
-        return function
-
-    def _apply_finished(self, record: records.Finished) -> None:
-        call = self.state.calls.get(record.call)
-        if call is None:
-            return
-        for index, status, payload in zip(record.indexes, record.statuses, record.payloads, strict=True):
-            one = call.get(index)
-            if one is not None and one.state < COMMITTING:
-                finish(self.state, record.at, one, status, payload)
-        self.state.settled.pop(call.id, None)
-        calls.commit(self.state, record.at, Commit(call, record.indexes))
+        self._replay.take(segment)
 
     def end_replay(self, now: float) -> None:
         """Make the replayed state the one to serve from: what was visible is, what was open goes on."""
+        self._replay.end(now)
+
+    def lead(self, *, epoch: int, capacity: int | None, capacity_reason: str, first_delivery: int) -> None:
+        """What only who leads knows, for a core that has read the journal along as a standby's."""
         state = self.state
-        state.records.clear()
-        state.effects.clear()
-        state.withheld.clear()
-        known = {function.id for app in state.apps.values() for function in app.functions.values()}
-        for call in list(state.calls.values()):
-            if call.finished and not call.finished_at:
-                # Its last result became durable by a snapshot that was made before it was shown.
-                call.finished_at = now
-            if call.finished or call.function.id in known:
-                if call.total < 0:
-                    self._expect_session(now, call.caller).calls[call.id] = call
-                continue
-            calls.close(state, now, call, call.accepted)
-            calls.cancel(state, now, call)
-        for id in [id for id in state.functions if id not in known]:
-            for table in (state.functions, state.dirty, state.active):
-                table.pop(id, None)
-        for function in state.functions.values():
-            batching.forget_arrivals(function)  # They waited by another clock, and long enough.
-        expiring = sorted((call.finished_at, call.id) for call in state.calls.values() if call.finished)
-        state.expiring.clear()
-        state.expiring.extend(expiring)
-        for totals in state.totals.values():
-            totals.reset()
+        state.epoch, state.capacity, state.capacity_reason = epoch, capacity, capacity_reason
+        state.first_delivery = state.next_delivery = first_delivery
 
     @property
     def live_bytes(self) -> int:

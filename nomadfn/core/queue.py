@@ -115,6 +115,14 @@ class FunctionQueue(Generic[Item]):
         if len(self._order) < 2:
             self._passes = 0
 
+    def prune(self, is_live: Callable[[Item], bool]) -> None:
+        """Drop what is dead and in line."""
+        for level in self._levels.values():
+            for caller, line in list(level.items()):
+                level[caller] = line = deque(filter(is_live, line))
+                if not line:
+                    del level[caller]
+
     def delay(self, item: Item, until: float) -> None:
         self._sequence += 1
         heapq.heappush(self._delayed, (until, self._sequence, item))

@@ -18,7 +18,7 @@ from consul_server import ConsulServer, running_consul
 from contract_journal import JournalContract
 from lossy_proxy import Fate, LossyProxy, lossy_proxy
 
-from nomadfn.adapters import consul_journal
+from nomadfn.adapters import consul_journal, consul_journal_reader
 from nomadfn.adapters.consul_journal import INLINE_BYTES, ConsulJournal
 from nomadfn.adapters.consul_lease import ConsulLease
 from nomadfn.adapters.consul_store import POLICY, VALUE_BYTES, ConsulStore, Refusal, Shard, delete
@@ -85,7 +85,7 @@ class TestConsulJournalInPieces(JournalContract):
     def world(self, store: ConsulStore, lease_of: LeaseOf, monkeypatch: pytest.MonkeyPatch) -> ConsulWorld:
         monkeypatch.setattr(consul_journal, "VALUE_BYTES", 20 * 1024)
         monkeypatch.setattr(consul_journal, "INLINE_BYTES", 2 * 1024)
-        monkeypatch.setattr(consul_journal, "REPLAY_KEYS", 10)
+        monkeypatch.setattr(consul_journal_reader, "REPLAY_KEYS", 10)
         return ConsulWorld(store, lease_of)
 
 

@@ -13,6 +13,8 @@ class Journal:
     """Segments as a real journal keeps them. What is being written when all ends may be there or not."""
 
     segments: list[bytes] = field(default_factory=list)
+    chain: list[bytes] = field(default_factory=list)
+    """Every segment that there ever was, no snapshot: what a standby reads."""
     queue: list[tuple[list[records.Record], int] | Iterator[records.Record] | list[bytes]] = field(default_factory=list)
     """Records with the number of the last, the begin of a snapshot, and its end: the bodies."""
     covered: int = 0
@@ -27,6 +29,7 @@ class Journal:
         for one in done:
             if isinstance(one, tuple):
                 self.segments.append(records.encode_segment(one[0]))
+                self.chain.append(self.segments[-1])
                 number = one[1]
             elif isinstance(one, list):
                 self.segments[: self.covered] = one

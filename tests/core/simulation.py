@@ -192,13 +192,19 @@ class World:
         return Core(self.programs.limits, epoch=self.epoch, capacity=self.programs.capacity, capacity_reason="cores")
 
     def _restore_apps(self) -> None:
+        """Its journal as it is, or all that a standby has read of it, which knows the apps only once it leads."""
         core, now = self.core, self.now
+        as_standby = self.epoch % 2 == 1
+        if as_standby:
+            for segment in self._journal.chain:
+                core.replay(records.decode_segment(segment))
         core.restore_app(now, "ap-deployed", self.programs.spec, "", True, self.programs.version)
         for client in self.clients:
             if client.spec is not None and not self.is_stopped(client.app) and not client.parent:
                 core.restore_app(now, client.app, client.spec, "" if client.detached else client.id, False, 0)
-        for segment in self._journal.segments:
-            core.replay(records.decode_segment(segment))
+        if not as_standby:
+            for segment in self._journal.segments:
+                core.replay(records.decode_segment(segment))
         core.end_replay(now)
 
     def crash(self) -> None:
@@ -207,7 +213,7 @@ class World:
         journal = self._journal
         if journal.writing and self.random.random() < 0.5:
             journal.write(self.random.randint(0, len(journal.queue)))
-        self._journal = Journal(journal.segments)
+        self._journal = Journal(journal.segments, journal.chain)
         for container in self.containers.values():
             container.die("the supervisor ended")
         self.epoch += 1
