@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nomadfn.sdk.context import enable_output, is_local
     from nomadfn.sdk.function import Function
     from nomadfn.sdk.function_call import FunctionCall
+    from nomadfn.sdk.image import Image
     from nomadfn.sdk.options import Retries
     from nomadfn.sdk.partial import batched, concurrent
     from nomadfn.sdk.secret import Secret
@@ -27,6 +28,7 @@ __all__ = [
     "Error",
     "Function",
     "FunctionCall",
+    "Image",
     "LocalEntrypoint",
     "Retries",
     "Secret",
@@ -44,6 +46,7 @@ _HOMES = {
     "Error": "nomadfn.exception",
     "Function": "nomadfn.sdk.function",
     "FunctionCall": "nomadfn.sdk.function_call",
+    "Image": "nomadfn.sdk.image",
     "LocalEntrypoint": "nomadfn.sdk.app",
     "Retries": "nomadfn.sdk.options",
     "Secret": "nomadfn.sdk.secret",

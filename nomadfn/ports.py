@@ -19,6 +19,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from nomadfn_agent import wire
+
 
 class JournalError(Exception):
     """A segment was definitely not written. The leader that gets this discards its state and steps down."""
@@ -183,7 +185,7 @@ class Needs:
     gpu: tuple[str, ...] = ()
     """As `gpu=` has been checked: `("H100:4", "A100-80GB:4")`, the preferred one first."""
     image: str = ""
-    """Empty is the cluster's own."""
+    """The container image; empty is the cluster's own."""
     max_containers: int | None = None
 
 
@@ -197,6 +199,16 @@ class Placement:
     env: dict[str, str]
     needs: Needs | None = None
     """For clusters that place containers by them."""
+    environment: wire.ImageSpec | None = None
+    """The recipe of the Python environment that it runs in; None is the cluster's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerPreparing:
+    """The container waits until its environment is made: `what` in words. `ContainerStarted` or its end follows."""
+
+    container: str
+    what: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +284,8 @@ class ClusterLost:
 
 
 ClusterEvent = (
-    ContainerStarted
+    ContainerPreparing
+    | ContainerStarted
     | ContainerEnded
     | ContainerOutput
     | ContainerWithdrawn
@@ -297,6 +310,10 @@ class Cluster(Protocol):
         ...
 
     async def open(self, listener: Callable[[ClusterEvent], None]) -> None: ...
+
+    def check(self, needs: Needs) -> None:
+        """Raises one of nomadfn's errors for what this cluster can never place."""
+        ...
 
     def start(self, placement: Placement) -> None: ...
 

@@ -10,6 +10,7 @@ gc.disable()  # Imports make hardly any garbage, and a first input waits for the
 parser = argparse.ArgumentParser(prog="nomadfn_agent", description=__doc__)
 parser.add_argument("--supervisor-fd", type=int, help="the inherited socket to the control service")
 parser.add_argument("--preload", action="append", default=[], metavar="MODULE", help="import it before the first fork")
+parser.add_argument("--outlives-leaders", action="store_true", help="be the warm parent of an image, of an agent")
 arguments = parser.parse_args()
 if arguments.supervisor_fd is None:
     from .join import main as join
@@ -18,4 +19,4 @@ if arguments.supervisor_fd is None:
 else:
     from .supervisor import main
 
-    sys.exit(main(arguments.supervisor_fd, arguments.preload))
+    sys.exit(main(arguments.supervisor_fd, arguments.preload, arguments.outlives_leaders))

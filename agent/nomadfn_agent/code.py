@@ -53,9 +53,11 @@ class Code:
         wanted, here = bind.code.python, f"{sys.version_info.major}.{sys.version_info.minor}"
         if wanted and wanted != here:
             raise LoadError(
-                f"the program runs on Python {wanted} and its containers on Python {here}: "
-                f"run both on the same minor version"
+                f"the program runs on Python {wanted} and its containers on Python {here}: run both on the same minor "
+                f"version, or give the function image=Image.debian_slim(), which has the program's"
             )
+        if bind.spec.image is not None and bind.spec.image.workdir:
+            _work_in(bind.spec.image.workdir)
         if bind.code.as_modal:
             install_modal_alias()
         if bind.code.digest:
@@ -114,6 +116,18 @@ def _place_of(bind: Bind) -> Place:
     return Place(bind.blobs, bind.blobs_mark, bind.http_url, os.environ.get("NOMADFN_TOKEN", ""))
 
 
+def _work_in(folder: str) -> None:
+    """Make the image's working directory, as a container image has it, and go there. Raises LoadError."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        os.chdir(folder)
+    except OSError as error:
+        raise LoadError(
+            f"the image's working directory {folder} cannot be used: {error}; containers have the file system of their "
+            f"machine, so name a folder there that they may write to"
+        ) from None
+
+
 def unpack(blobs: BlobStore, cache: str, digest: str) -> str:
     """The folder with the unpacked archive `digest`; whole or not there, also when runners race to make it."""
     target = os.path.join(cache, digest)
@@ -143,6 +157,7 @@ def find_function(module: ModuleType, spec: FunctionSpec, app_name: str) -> Call
             for kind in ("registered_functions", "registered_classes"):
                 registered = getattr(value, kind, None)
                 if isinstance(registered, dict) and spec.program_name in registered:
+                    raise_deferred(registered[spec.program_name])
                     return raw_function(registered[spec.program_name], spec.program_name)
     found: Any = module
     for part in spec.qualname.split("."):
@@ -154,6 +169,12 @@ def find_function(module: ModuleType, spec: FunctionSpec, app_name: str) -> Call
                 f"define {spec.program_name} at the module's top level, whatever the environment"
             ) from None
     return raw_function(found, spec.program_name)
+
+
+def raise_deferred(function: Any) -> None:
+    """Raise what an import of `with image.imports():` raised, if that is the image of this function."""
+    for error in getattr(getattr(function, "image", None), "import_errors", ()):
+        raise error
 
 
 def raw_function(found: Any, name: str) -> Callable[..., Any]:

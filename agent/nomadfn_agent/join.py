@@ -35,10 +35,10 @@ class Agent(Supervisor):
 
     outlives_leaders = True
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, preload: Sequence[str]) -> None:
         self._asked = 0
         """How often it was told to end; signals may come from the next line on."""
-        super().__init__()
+        super().__init__(preload)
         self._parent = os.getppid()
         self._seeker = Seeker(place, self._wake_write)
         self._framing: WebsocketFraming | None = None
@@ -52,7 +52,7 @@ class Agent(Supervisor):
         """Containers whose end is still to be told count as there: else nobody would hear how they ended."""
         waiting = map(decode_from_agent, self._channel.waiting)
         ended = {frame.container for frame in waiting if isinstance(frame, Ended)}
-        self._seeker.start(sorted(ended | set(self._pids)))
+        self._seeker.start(sorted(ended | self._names))
 
     def _on_joined(self, found: tuple[Any, list[bytes]]) -> None:
         link, messages = found
@@ -61,9 +61,7 @@ class Agent(Supervisor):
         self._ping_at = time.monotonic() + PING_S
         former, self._leader = self._leader, self._seeker.joined
         if former != self._leader:
-            for container in self._containers.values():
-                assert container.summons is not None
-                container.summons.call(self._leader)
+            self._summon(self._leader)
         self.connect(sock, self._framing)
         if self._leaving:
             self._tell_leaving()
@@ -106,6 +104,7 @@ class Agent(Supervisor):
 
     def _on_due(self) -> None:
         super()._on_due()
+        self._end_if_empty()
         if os.getppid() != self._parent and not self._leaving:
             say("ends: the process of Nomad that it ran under is gone, and nobody else could end it")
             self._leave()
@@ -137,7 +136,7 @@ class Agent(Supervisor):
             self._ending = True
 
     def _tell_leaving(self) -> None:
-        if self._pids and self._channel.socket is not None:
+        if self._names and self._channel.socket is not None:
             self._send(Leaving("Nomad stops its allocation"))
 
     def _reap(self) -> None:
@@ -145,7 +144,7 @@ class Agent(Supervisor):
         self._end_if_empty()
 
     def _end_if_empty(self) -> None:
-        if self._leaving and not self._pids:
+        if self._leaving and not self._names:
             self._ending = True
 
 
@@ -158,7 +157,7 @@ def main(preload: Sequence[str] = PRELOADED) -> int:
         return EXIT_USAGE
     _prepare_environment()
     adopt_orphans()
-    agent = Agent(place)
+    agent = Agent(place, preload)
     warm_up(preload)
     freeze()
     agent.serve()

@@ -20,7 +20,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import runner
 from .channel import Channel, Framing, LengthFraming
@@ -30,6 +30,7 @@ from .output import Pipe, Tail
 from .summons import Summons
 from .wire import (
     Ended,
+    Leads,
     Leaving,
     Log,
     Recall,
@@ -42,6 +43,9 @@ from .wire import (
     decode_to_supervisor,
     encode,
 )
+
+if TYPE_CHECKING:
+    from .image_parents import ImageParents
 
 HIGH_BYTES = 1024 * 1024
 LOW_BYTES = 256 * 1024
@@ -87,7 +91,11 @@ class Supervisor:
     outlives_leaders = False
     """Its containers go on with the next control service, to which it has to call them."""
 
-    def __init__(self) -> None:
+    def __init__(self, preload: Sequence[str] = ()) -> None:
+        self._preload = preload
+        """What a warm parent imports, for those of images."""
+        self._images: ImageParents | None = None
+        """From the first container on that has an image with an environment of its own."""
         self._channel = Channel()
         self._paused = False
         self._ending = False
@@ -135,11 +143,46 @@ class Supervisor:
     def _take(self, frame: ToSupervisorFrame) -> None:
         match frame:
             case Start(container, env):
-                self._start(container, env)
+                if frame.image is None or not self._start_in_image(frame):
+                    self._start(container, env)
             case Stop(container, grace_s):
-                self._stop(container, grace_s)
+                if self._images is None or not self._images.stop(frame):
+                    self._stop(container, grace_s)
             case Recall(container, up_to):
-                self._recall(container, up_to)
+                if self._images is None or not self._images.recall(frame):
+                    self._recall(container, up_to)
+            case Leads(data_url):
+                self._summon(data_url)
+
+    def _summon(self, data_url: str) -> None:
+        """Another control service leads: the runners are told, and those of images by their warm parents."""
+        for container in self._containers.values():
+            if container.summons is not None:
+                container.summons.call(data_url)
+        if self._images is not None:
+            self._images.tell_all(Leads(data_url))
+
+    def _start_in_image(self, frame: Start) -> bool:
+        """Whether the container's image has an environment of its own; it starts in that."""
+        from .environments import is_needed
+
+        assert frame.image is not None
+        if not is_needed(frame.image):
+            return False
+        if self._images is None:
+            from .image_parents import ImageParents
+
+            fork = self._fork
+            more = [f"--preload={name}" for name in self._preload]
+            more += ["--outlives-leaders"] if self.outlives_leaders else []
+            self._images = ImageParents(self._selector, self._pass_on, lambda main, to: fork(main, {}, to), more)
+        self._images.start(frame)
+        return True
+
+    @property
+    def _names(self) -> set[str]:
+        """Every container that is there, or is about to be."""
+        return set(self._pids) | (self._images.containers if self._images is not None else set())
 
     def _on_lost(self, error: OSError) -> None:
         """Nothing more comes from the control service; it may still listen."""
@@ -153,7 +196,6 @@ class Supervisor:
     def _start(self, name: str, env: dict[str, str]) -> None:
         if name in self._pids:
             return
-        parent = os.getpid()
         claims = Claims()
         handles: list[int] = []
         summons: Summons | None = None
@@ -162,11 +204,11 @@ class Supervisor:
                 summons = Summons()
             handles += os.pipe()
             handles += os.pipe()
-            # A signal that finds the child before it is on its own feet waits.
-            signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
-            pid = os.fork()
+            out_read, out_write, err_read, err_write = handles
+            inbox = None if summons is None else summons.inbox
+            kept = frozenset(() if inbox is None else (inbox,))
+            pid = self._fork(partial(runner.main, claims, inbox), env, (out_write, err_write), kept)
         except OSError as error:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
             for handle in handles:
                 os.close(handle)
             if summons is not None:
@@ -174,17 +216,6 @@ class Supervisor:
                 summons.close()
             self._send(Ended(name, 1, f"nomadfn: the container could not be started: {error}"))
             return
-        out_read, out_write, err_read, err_write = handles
-        if not pid:
-            self._selector.close()
-            self._channel.close()
-            for other in self._containers.values():
-                other.claims.close()
-            inbox = None if summons is None else summons.inbox
-            kept = frozenset(() if inbox is None else (inbox,))
-            run_container(partial(runner.main, claims, inbox), env, (out_write, err_write), parent, kept)
-        os.setpgid(pid, pid)  # The child does so too: whoever comes first, a signal to the group finds it.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
         os.close(out_write)
         os.close(err_write)
         if summons is not None:
@@ -195,6 +226,33 @@ class Supervisor:
         self._send(Started(name, pid))
         if not self._paused:
             self._listen(container)
+
+    def _fork(
+        self,
+        main: Callable[[], int],
+        env: dict[str, str],
+        streams: tuple[int, int],
+        kept: frozenset[int] = frozenset(),
+    ) -> int:
+        """A child, in a process group of its own, that runs `main` and has nothing else of this. Raises OSError.
+
+        `streams` are its stdout and stderr, `kept` the files that it has beside them.
+        """
+        parent = os.getpid()
+        # A signal that finds the child before it is on its own feet waits.
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
+        try:
+            pid = os.fork()
+            if not pid:
+                self._selector.close()
+                self._channel.close()
+                for other in self._containers.values():
+                    other.claims.close()
+                run_container(main, env, streams, parent, kept)
+            os.setpgid(pid, pid)  # The child does so too: whoever comes first, a signal to the group finds it.
+            return pid
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
 
     def _stop(self, name: str, grace_s: float) -> None:
         container = self._containers.get(self._pids.get(name, 0))
@@ -214,7 +272,9 @@ class Supervisor:
     def _next_due_s(self) -> float | None:
         """How long the loop may wait for events."""
         times = [one.kill_at for one in self._containers.values() if one.kill_at is not None]
-        return max(0.0, min(times) - time.monotonic()) if times else None
+        due_s = max(0.0, min(times) - time.monotonic()) if times else None
+        idle_s = None if self._images is None else self._images.next_due_s()
+        return due_s if idle_s is None else idle_s if due_s is None else min(due_s, idle_s)
 
     def _on_due(self) -> None:
         """After each turn of the loop: what has its time."""
@@ -223,6 +283,8 @@ class Supervisor:
             if container.kill_at is not None and container.kill_at <= now:
                 container.kill_at = None
                 container.signal_all(signal.SIGKILL)
+        if self._images is not None:
+            self._images.on_due()
 
     def _on_wake(self, events: int) -> None:
         try:
@@ -248,6 +310,8 @@ class Supervisor:
             if container is not None:
                 del self._pids[container.name]
                 self._bury(container, os.waitstatus_to_exitcode(status))
+            elif self._images is not None:
+                self._images.on_exit(pid, os.waitstatus_to_exitcode(status))
             ended = True
         if ended:
             self._kill_orphans()
@@ -270,11 +334,12 @@ class Supervisor:
 
     def _kill_orphans(self) -> None:
         """Kill adopted processes whose container is gone; a daemon of a living container stays."""
+        names = self._names
         for pid in _children():
             if pid in self._containers:
                 continue
             name = _container_of(pid)
-            if name and name not in self._pids:
+            if name and name not in names:
                 _kill(pid)
 
     def _listen(self, container: Container) -> None:
@@ -301,7 +366,10 @@ class Supervisor:
             self._send(Log(container.name, pipe.stream, text))
 
     def _send(self, frame: SupervisorFrame | Leaving) -> None:
-        self._channel.put(encode(frame))
+        self._pass_on(encode(frame))
+
+    def _pass_on(self, message: bytes) -> None:
+        self._channel.put(message)
         if len(self._channel.waiting) == 1:
             self._write()
         else:
@@ -328,10 +396,14 @@ class Supervisor:
             for container in self._containers.values():
                 for pipe in container.pipes:
                     self._forget(pipe)
+            if self._images is not None:
+                self._images.pause(True)
         elif self._paused and self._channel.waiting_bytes < LOW_BYTES:
             self._paused = False
             for container in self._containers.values():
                 self._listen(container)
+            if self._images is not None:
+                self._images.pause(False)
 
     def _finish(self) -> None:
         """Kill everything, wait until it is gone, and hand over what there still is to say."""
@@ -377,7 +449,7 @@ def _kill(pid: int) -> None:
         pass
 
 
-def main(handle: int, preload: Sequence[str]) -> int:
+def main(handle: int, preload: Sequence[str], outlives_leaders: bool = False) -> int:
     """Serve the control service behind the inherited socket `handle`. Returns the exit code.
 
     The modules of `preload` are imported first: what the control service knows that user code will want.
@@ -386,7 +458,8 @@ def main(handle: int, preload: Sequence[str]) -> int:
     control.set_inheritable(False)
     adopt_orphans()
     warm_up(preload)
-    supervisor = Supervisor()
+    supervisor = Supervisor(preload)
+    supervisor.outlives_leaders = outlives_leaders
     supervisor.connect(control, LengthFraming())
     freeze()
     supervisor.serve()

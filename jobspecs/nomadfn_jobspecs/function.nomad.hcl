@@ -121,6 +121,12 @@ variable "control_urls" {
   type        = list(string)
 }
 
+variable "environments" {
+  description = "Folder for the Python environments of images; empty: below the user's cache folder."
+  type        = string
+  default     = ""
+}
+
 variable "workload_identity" {
   description = "Nomad 1.7 or newer: the agent joins with an identity that Nomad has signed."
   type        = bool
@@ -269,6 +275,7 @@ job "nomadfn-function" {
 
         env = {
           NOMADFN_CONTROL_URLS = join(" ", var.control_urls)
+          NOMADFN_ENVIRONMENTS = var.environments
         }
 
         dynamic "identity" {

@@ -58,6 +58,8 @@ class JobSettings:
     agent_url: str = ""
     agent_args: tuple[str, ...] = ("${NOMAD_TASK_DIR}/nomadfn-agent.pyz",)
     control_urls: tuple[str, ...] = ()
+    environments: str = ""
+    """Folder of the nodes for the Python environments of images; empty: below the user's cache folder."""
     workload_identity: bool = True
     """False for Nomad older than 1.7: a token in the job's own Nomad variable takes its place."""
     cpu_cores: float = 0.125
@@ -145,6 +147,7 @@ def _variables(needs: Needs, settings: JobSettings) -> dict[str, Any]:
         "agent_url": settings.agent_url,
         "agent_args": list(settings.agent_args),
         "control_urls": list(settings.control_urls),
+        "environments": settings.environments,
         "workload_identity": settings.workload_identity,
         "cpu_mhz": max(1, round(settings.core_mhz * (needs.cpu_cores or settings.cpu_cores))),
         "memory_mib": needs.memory_mib or settings.memory_mib,

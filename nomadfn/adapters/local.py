@@ -22,6 +22,7 @@ from nomadfn_agent.wire import (
     STREAM_HEADER,
     Ended,
     Log,
+    Preparing,
     Recall,
     Start,
     Started,
@@ -32,13 +33,16 @@ from nomadfn_agent.wire import (
     encode_for_stream,
 )
 
+from nomadfn.exception import UnsupportedError
 from nomadfn.ports import (
     ClusterEvent,
     ClusterLost,
     ContainerEnded,
     ContainerOutput,
+    ContainerPreparing,
     ContainerStarted,
     ContainerWithdrawn,
+    Needs,
     Placement,
 )
 
@@ -125,9 +129,18 @@ class LocalCluster:
         self._listener = listener
         await self._connect()
 
+    def check(self, needs: Needs) -> None:
+        """Containers are processes here: there is no container image."""
+        if needs.image:
+            raise UnsupportedError(
+                f"function {needs.function} asks for the container image {needs.image!r}, and on this machine "
+                f"containers are processes without one: use Image.debian_slim().pip_install(...), or run it on a "
+                f"cluster whose driver is docker"
+            )
+
     def start(self, placement: Placement) -> None:
         self._containers[placement.container] = 0
-        self._send(Start(placement.container, placement.env))
+        self._send(Start(placement.container, placement.env, placement.environment))
 
     def stop(self, container: str, grace_s: float) -> None:
         if container in self._containers:
@@ -195,7 +208,10 @@ class LocalCluster:
                 self._containers.pop(container, None)
                 stopped = container in self._stopping
                 self._stopping.discard(container)
-                self._listener(ContainerEnded(container, "stopped" if stopped else describe_exit(exit_code), tail))
+                what = "stopped" if stopped else frame.what or describe_exit(exit_code)
+                self._listener(ContainerEnded(container, what, tail))
+            case Preparing(container, text):
+                self._listener(ContainerPreparing(container, text))
             case Log(container, stream, text):
                 self._listener(ContainerOutput(container, stream, text))
             case Withdrawn():

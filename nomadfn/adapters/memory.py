@@ -19,6 +19,7 @@ from nomadfn.ports import (
     JournalError,
     JournalFullError,
     LeaseHeldError,
+    Needs,
     Placement,
 )
 
@@ -187,6 +188,9 @@ class MemoryCluster:
     async def open(self, listener: Callable[[ClusterEvent], None]) -> None:
         self._listener = listener
         self._loop = asyncio.get_running_loop()
+
+    def check(self, needs: Needs) -> None:
+        """It takes everything."""
 
     def start(self, placement: Placement) -> None:
         self.starts.append(placement)

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import msgspec
-from nomadfn_agent.wire import Ended, Log, Recall, Start, Started, Stop, SupervisorFrame, Withdrawn
+from nomadfn_agent.wire import Ended, Log, Preparing, Recall, Start, Started, Stop, SupervisorFrame, Withdrawn
 
 from nomadfn.core import lanes
 from nomadfn.exception import Error, InvalidError, NotFoundError, PermissionDeniedError
@@ -28,6 +28,7 @@ from nomadfn.ports import (
     ContainerFound,
     ContainerLeaving,
     ContainerOutput,
+    ContainerPreparing,
     ContainerStarted,
     ContainerWithdrawn,
     Needs,
@@ -149,6 +150,9 @@ class NomadCluster:
         """Why the function's containers become more or less: it stands in the message of the next scaling."""
         self._reasons[function] = reason
 
+    def check(self, needs: Needs) -> None:
+        jobspec.render(needs, self._settings)
+
     def start(self, placement: Placement) -> None:
         if placement.needs is None:
             raise InvalidError(f"container {placement.container} cannot be placed: its placement has no needs")
@@ -248,7 +252,7 @@ class NomadCluster:
         alloc = job.serving(room.index)
         if room.placement is not None and not room.alloc and alloc is not None and alloc.seat is not None:
             room.alloc = alloc.id
-            alloc.seat.send(Start(room.container, room.placement.env))
+            alloc.seat.send(Start(room.container, room.placement.env, room.placement.environment))
 
     def on_frame(self, seat: Seat, frame: SupervisorFrame) -> None:
         place = self._places.get(frame.container)
@@ -260,7 +264,10 @@ class NomadCluster:
                 room.started = True
                 self._tell(ContainerStarted(container, pid))
             case Ended(_, exit_code, tail):
-                self._end(job, room, "stopped" if room.stopping else describe_exit(exit_code), tail)
+                what = "stopped" if room.stopping else frame.what or describe_exit(exit_code)
+                self._end(job, room, what, tail)
+            case Preparing(container, text):
+                self._tell(ContainerPreparing(container, text))
             case Log(container, stream, text):
                 self._tell(ContainerOutput(container, stream, text))
             case Withdrawn():

@@ -39,10 +39,15 @@ def request(handle: ServiceHandle, operation: str, body: dict[str, Any], timeout
 
 def spec_of(app: App, name: str | None = None) -> dict[str, Any]:
     """What the cluster must know of an app: its functions, without their code."""
+    import msgspec
     from nomadfn_agent import wire
 
     from nomadfn.sdk.app import to_builtins
 
-    specs = [one.spec for one in app.registered_functions.values() if one.spec is not None]
+    specs = [
+        msgspec.structs.replace(one.spec, image=one.image._spec(f"function {one.name}") if one.image else None)
+        for one in app.registered_functions.values()
+        if one.spec is not None
+    ]
     built: dict[str, Any] = to_builtins(wire.AppSpec(name=name or app.name, functions=specs))
     return built

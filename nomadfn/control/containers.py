@@ -68,7 +68,8 @@ class Containers:
         needs = None if app is None else needs_of(app, function)
         if needs is not None:
             self._placed[function.app] = needs.app
-        self._service.cluster.start(ports.Placement(container.id, function.id, container.index, env, needs))
+        placement = ports.Placement(container.id, function.id, container.index, env, needs, function.spec.image)
+        self._service.cluster.start(placement)
 
     def _admit(self, container: Container) -> str:
         """Expect the container's runner; returns its token."""
@@ -212,6 +213,8 @@ class Containers:
             case ports.ContainerStarted():
                 if (container := self._core.container(event.container)) is not None:
                     container.pid = event.pid
+            case ports.ContainerPreparing():
+                self._core.container_preparing(event.container, event.what)
             case ports.ContainerOutput():
                 self._on_output(event)
             case ports.ContainerEnded():
@@ -324,5 +327,6 @@ def needs_for(app: str, spec: wire.FunctionSpec) -> ports.Needs:
         cpu_cores=spec.cpu,
         memory_mib=spec.memory_mib,
         gpu=tuple(spec.gpu),
+        image=spec.image.registry if spec.image is not None else "",
         max_containers=spec.autoscaler.max_containers,
     )

@@ -16,6 +16,7 @@ import msgspec
 from nomadfn_agent import wire
 
 from nomadfn.control.call_operations import CallOperations
+from nomadfn.control.containers import needs_for
 from nomadfn.control.history import History
 from nomadfn.control.live_settings import LiveSettings
 from nomadfn.control.overrides import PREFIX, Overrides, entry_of
@@ -90,19 +91,25 @@ class Operations:
         if existing is not None and (existing.deployed or existing.session not in ("", session)):
             raise ConflictError(f"app id {app_id} belongs to another session")
         if existing is None:
-            await self._service.secrets.check(spec)
+            await self._check(spec)
         functions = self._core.start_app(self._service.now(), app_id, spec, session)
         self._service.poke()
         if not self._service.address.private:
             await self._remember(self._state.apps[app_id], spec)
         return {"functions": functions}
 
+    async def _check(self, spec: wire.AppSpec) -> None:
+        """Raises one of nomadfn's errors for what cannot run here, whatever comes."""
+        for function in spec.functions:
+            self._service.cluster.check(needs_for(spec.name, function))
+        await self._service.secrets.check(spec)
+
     async def _deploy(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         identity.require_owner()
         return await self._put_in_force(msgspec.convert(body["spec"], wire.AppSpec))
 
     async def _put_in_force(self, spec: wire.AppSpec, note: str = "") -> Any:
-        await self._service.secrets.check(spec)
+        await self._check(spec)
         app_id = self._state.deployed.get(spec.name) or f"ap-{secrets.token_hex(11)}"
         former = self._state.apps.get(app_id)
         version = former.version + 1 if former is not None else 1

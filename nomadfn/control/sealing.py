@@ -27,6 +27,7 @@ OTHER_TOKEN = (
 class _Values(msgspec.Struct):
     env: dict[str, str]
     secrets: list[wire.SecretSpec]
+    image: wire.ImageSpec | None = None
 
 
 class Seal:
@@ -52,9 +53,9 @@ class Seal:
         return msgspec.structs.replace(app, functions=[self._open(one, self._fernet) for one in app.functions])
 
     def _close(self, spec: wire.FunctionSpec, fernet: Fernet) -> wire.FunctionSpec:
-        if spec.sealed or not (spec.env or spec.secrets):
+        if spec.sealed or not environment.has_values(spec):
             return spec
-        sealed = fernet.encrypt(msgspec.json.encode(_Values(spec.env, spec.secrets))).decode()
+        sealed = fernet.encrypt(msgspec.json.encode(_Values(spec.env, spec.secrets, spec.image))).decode()
         return msgspec.structs.replace(environment.without_values(spec), sealed=sealed)
 
     def _open(self, spec: wire.FunctionSpec, fernet: Fernet) -> wire.FunctionSpec:
@@ -66,4 +67,5 @@ class Seal:
             values = msgspec.json.decode(fernet.decrypt(spec.sealed), type=_Values)
         except InvalidToken:
             return spec
-        return msgspec.structs.replace(spec, env=values.env, secrets=values.secrets, sealed="")
+        image = values.image or spec.image
+        return msgspec.structs.replace(spec, env=values.env, secrets=values.secrets, image=image, sealed="")

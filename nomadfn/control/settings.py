@@ -225,6 +225,7 @@ _KINDS: dict[str, _Kind] = {
     "job.network_mode": _TEXT,
     "job.python": _TEXT,
     "job.agent_args": _TEXTS,
+    "job.environments": _TEXT,
     "job.agent_url": _TEXT,
     "job.cpu_cores": _number(0.001, 4096.0),
     "job.memory_mib": _whole(10, 1 << 30),

@@ -181,6 +181,11 @@ class Core:
         if container is not None:
             losses.start_failed(self.state, now, container, text, raised=raised)
 
+    def container_preparing(self, id: str, what: str) -> None:
+        """The container waits for its environment, `what` in words, and has not begun to start."""
+        if (container := self.state.containers.get(id)) is not None:
+            container.preparing = what
+
     def container_leaving(self, now: float, id: str, what: str) -> None:
         """The cluster is about to end the container: it gets nothing more, and ends when its inputs are done."""
         container = self.state.containers.get(id)

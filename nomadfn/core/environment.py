@@ -16,6 +16,7 @@ from nomadfn.exception import InvalidError, NotFoundError
 
 OWN_PREFIX = "NOMADFN_"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 KINDS = ("nomad:", "consul:")
 """What may stand before the place of a secret on a cluster."""
 
@@ -77,4 +78,25 @@ def without_values(spec: wire.FunctionSpec) -> wire.FunctionSpec:
         env=dict.fromkeys(spec.env, ""),
         secrets=[msgspec.structs.replace(one, values=dict.fromkeys(one.values, "")) for one in spec.secrets],
         sealed="",
+        image=None if spec.image is None else _image_without_values(spec.image),
     )
+
+
+def has_values(spec: wire.FunctionSpec) -> bool:
+    """Whether something of the spec is not for everybody."""
+    image = spec.image
+    return bool(spec.env or spec.secrets) or (image is not None and image != _image_without_values(image))
+
+
+def _image_without_values(image: wire.ImageSpec) -> wire.ImageSpec:
+    """The recipe without its variables, and without the credentials in the addresses of its indexes."""
+    steps = [
+        msgspec.structs.replace(
+            one,
+            env=dict.fromkeys(one.env, ""),
+            arguments=[CREDENTIALS.sub("***", text) for text in one.arguments],
+            files={name: CREDENTIALS.sub("***", text) for name, text in one.files.items()},
+        )
+        for one in image.steps
+    ]
+    return msgspec.structs.replace(image, steps=steps)

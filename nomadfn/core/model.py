@@ -251,6 +251,7 @@ class Container:
         "look_at",
         "part",
         "pid",
+        "preparing",
         "progress",
         "queued",
         "recalled",
@@ -268,6 +269,8 @@ class Container:
         self.app = function.app
         self.index = index
         self.state = STARTING
+        self.preparing = ""
+        """What it waits for before it begins to start, in words; it has begun once there is a `pid`."""
         self.slots = 1
         self.held: dict[int, Input] = {}
         """Delivery number → input, in the order in which the runner takes them."""

@@ -102,8 +102,8 @@ def _recall_at(container: Container) -> float:
 def _watch_start(state: State, now: float, container: Container) -> None:
     function = container.function
     limit_s = function.spec.startup_timeout_s
-    if function.unplaced and not container.pid:
-        container.started = now  # It waits for a place, and has not begun to start.
+    if (function.unplaced or container.preparing) and not container.pid:
+        container.started = now  # It waits for a place or its environment, and has not begun to start.
     if now - container.started >= limit_s:
         text = f"it was not ready within startup_timeout={limit_s:g} s"
         start_failed(state, now, container, text, grace_s=0.0)

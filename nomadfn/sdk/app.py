@@ -26,6 +26,8 @@ from .unsupported import ON_APP
 if TYPE_CHECKING:
     from typing import Self
 
+    from .image import Image
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -80,17 +82,20 @@ class LocalEntrypoint:
 class App:
     """Functions that are run or deployed together, under one name.
 
-    `app = App("thumbs")`, then `@app.function()` above each function. Other arguments of Modal's App raise
-    UnsupportedError.
+    `app = App("thumbs")`, then `@app.function()` above each function. `image` is for those that have none of their
+    own. Other arguments of Modal's App raise UnsupportedError.
     """
 
-    def __init__(self, name: str | None = None, **settings: Any) -> None:
+    image: Image | None
+
+    def __init__(self, name: str | None = None, *, image: Image | None = None, **settings: Any) -> None:
         for key, value in settings.items():
             if value is not None and value != {} and value != []:
                 raise UnsupportedError(
                     f"App({key}=...) is not supported by nomadfn; give the settings to each @app.function instead"
                 )
         self.name = options.check_name("app" if name is None else name, "app name")
+        self.image = options.image(image, f"{self.name!r} of App")
         self.registered_functions: dict[str, Function[Any, Any]] = {}
         self.registered_entrypoints: dict[str, LocalEntrypoint] = {}
         self.deployment: Deployment | None = None
@@ -274,7 +279,9 @@ class App:
                 with storing(f"function {function.name}", len(data)):
                     digest = client.blobs.write_code(data)
             functions.append(function._complete(origin.module, origin.qualname, digest))
-        archive, ref = code.pack(modules, as_modal=as_modal)
+        images = [one.image for one in self.registered_functions.values() if one.image is not None]
+        named = [name for image in images for name in image._modules]
+        archive, ref = code.pack(modules, named, as_modal=as_modal)
         if archive:
             with storing("the program's source", len(archive)):
                 client.blobs.write_code(archive)

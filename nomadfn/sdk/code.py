@@ -8,6 +8,7 @@ or when a module of the program names it, so a script in a home folder does not 
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import re
@@ -118,18 +119,23 @@ def _is_filled(cell: Any) -> bool:
     return True
 
 
-def pack(modules: Iterable[str], *, as_modal: bool) -> tuple[bytes, wire.CodeRef]:
+def pack(modules: Iterable[str], named: Iterable[str] = (), *, as_modal: bool) -> tuple[bytes, wire.CodeRef]:
     """The archive for a program whose functions come from `modules`, and what to do with it.
 
-    The archive is empty where no function comes from a module. Raises InvalidError when it is too large.
+    The modules of `named` travel, too, also where they are installed ones. The archive is empty where no function
+    comes from a module and none is named. Raises InvalidError when it is too large.
     """
     names = list(dict.fromkeys(modules))
     main = alias_main()
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    sources = {place: path for name in named for place, path in find_source(name).items()}
     if not names:
-        return b"", wire.CodeRef(python=version, as_modal=as_modal)
+        data = _zip(sources) if sources else b""
+        digest = payloads.digest_of(data) if data else ""
+        return data, wire.CodeRef(digest=digest, python=version, as_modal=as_modal)
     main_module = main if main in names else names[0]
     collection = _Collection(main_module)
+    collection.take(sources)
     for name in names:
         collection.need(name)
     collection.need_loaded()
@@ -146,6 +152,24 @@ def pack(modules: Iterable[str], *, as_modal: bool) -> tuple[bytes, wire.CodeRef
     return data, code
 
 
+def find_source(name: str) -> dict[str, Path]:
+    """The files of a module, or of the whole of its package, by their place in the archive. Raises InvalidError."""
+    top = name.partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is not None and spec.submodule_search_locations:
+        folders = [Path(os.path.abspath(one)) for one in spec.submodule_search_locations]
+        return {f"{top}/{path.relative_to(one).as_posix()}": path for one in folders for path in _walk(one)}
+    if spec is None or not (spec.origin or "").endswith(".py"):
+        raise InvalidError(
+            f"Image.add_local_python_source: there is no module {name!r} with source on this machine; name one that "
+            f"the program could import"
+        )
+    return {f"{top}.py": Path(spec.origin or "")}
+
+
 class _Collection:
     """Files of the program by their place in the archive."""
 
@@ -155,6 +179,12 @@ class _Collection:
         self._sizes: dict[str, int] = {}
         self._tops: set[str] = set()
         self._libraries = _library_folders()
+
+    def take(self, sources: dict[str, Path]) -> None:
+        """Files that the program has named itself."""
+        self._tops |= {place.partition("/")[0].removesuffix(".py") for place in sources}
+        for place, path in sources.items():
+            self._add(place, path)
 
     def need(self, name: str) -> None:
         """The module `name`, which is imported, with the whole of its package."""

@@ -23,6 +23,7 @@ from .verbs import CallVerbs
 
 if TYPE_CHECKING:
     from .app import App
+    from .image import Image
     from .secret import Secret
 
 P = ParamSpec("P")
@@ -51,6 +52,7 @@ class Function(CallVerbs, PoolVerbs, Generic[P, R]):
     _app: App | None
     _spec: wire.FunctionSpec | None
     _secrets: tuple[Secret, ...]
+    _image: Image | None
     _found: Target | None
 
     def __init__(self) -> None:
@@ -65,6 +67,7 @@ class Function(CallVerbs, PoolVerbs, Generic[P, R]):
         self.serialized = False
         self._spec = None
         self._secrets = ()
+        self._image = None
         self._found = None
         return self
 
@@ -87,6 +90,7 @@ class Function(CallVerbs, PoolVerbs, Generic[P, R]):
         self = cls._make(app, app.name, options.check_name(settings.get("name") or owner, "function name"))
         spec = options.make_spec(settings, self.name)
         self._secrets = options.secrets(settings.get("secrets"), self.name)
+        self._image = options.image(settings.get("image"), self.name)
         self.serialized = bool(settings.get("serialized"))
         self.raw_f = function
         self._spec = msgspec.structs.replace(
@@ -113,9 +117,15 @@ class Function(CallVerbs, PoolVerbs, Generic[P, R]):
 
     def _complete(self, module: str, qualname: str, serialized_ref: str) -> wire.FunctionSpec:
         assert self._spec is not None
-        secrets = [one._spec() for one in self._secrets]
+        image = self.image
+        secrets = [] if image is None else image._variables_spec()
         return msgspec.structs.replace(
-            self._spec, module=module, qualname=qualname, serialized_ref=serialized_ref, secrets=secrets
+            self._spec,
+            module=module,
+            qualname=qualname,
+            serialized_ref=serialized_ref,
+            secrets=[*secrets, *(one._spec() for one in self._secrets)],
+            image=None if image is None else image._spec(f"function {self.name}"),
         )
 
     # What a function is.
@@ -124,6 +134,11 @@ class Function(CallVerbs, PoolVerbs, Generic[P, R]):
     def app(self) -> App | None:
         """The app that it was defined in; None for one from `from_name`."""
         return self._app
+
+    @property
+    def image(self) -> Image | None:
+        """What its containers run in: its own image, else the app's."""
+        return self._image or (self._app.image if self._app is not None else None)
 
     @property
     def spec(self) -> wire.FunctionSpec | None:

@@ -14,6 +14,7 @@ from nomadfn.exception import DeprecationError, InvalidError, UnsupportedError
 from . import gpu as gpus
 
 if TYPE_CHECKING:
+    from .image import Image
     from .secret import Secret
 
 TIMEOUT_RANGE_S = (1, 86_400)
@@ -36,6 +37,7 @@ SETTINGS = (
     "scaledown_window",
     "serialized",
     "name",
+    "image",
 )
 RENAMED = {
     "keep_warm": "min_containers",
@@ -43,11 +45,7 @@ RENAMED = {
     "container_idle_timeout": "scaledown_window",
     "allow_concurrent_inputs": "@nomadfn.concurrent(max_inputs=...) under the decorator",
 }
-SAME_ENVIRONMENT = (
-    "containers run in the Python environment of the control service: install what the function needs there"
-)
 UNSUPPORTED = {
-    "image": SAME_ENVIRONMENT,
     "volumes": "use a folder of the machine's own file system",
     "network_file_systems": "use a folder of the machine's own file system",
     "schedule": "call the function from cron or a systemd timer with `nomadfn function call` until schedules come",
@@ -128,7 +126,8 @@ class FunctionSettings(TypedDict, total=False):
     serialized: bool | None
     """Send the function by value, not by its module."""
     name: str | None
-    image: Any
+    image: Image | None
+    """The Python environment of the containers; the app's `image=` unless given."""
     volumes: Any
     schedule: Any
 
@@ -274,6 +273,15 @@ def secrets(value: Any, owner: str) -> tuple[Secret, ...]:
                 f"function {owner}: secrets= has a {type(one).__name__}; it takes what Secret.from_… made"
             )
     return tuple(value)
+
+
+def image(value: Any, owner: str) -> Image | None:
+    """The image of a function. Raises InvalidError."""
+    if value is None:
+        return None
+    from .image import check
+
+    return check(value, f"function {owner}")
 
 
 def _is_int(value: Any) -> bool:

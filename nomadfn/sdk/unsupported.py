@@ -9,13 +9,9 @@ _FOLDER = "use a folder of the machine's own file system"
 _CLASS = _PLANNED + "use a function that keeps what it has loaded in a global variable"
 _WEB = _PLANNED + "call the function over HTTP with JSON: POST /v1/apps/{app}/functions/{name}/call"
 _SCHEDULE = _PLANNED + "call the function from cron with `nomadfn function call`"
-_IMAGE = (
-    _PLANNED + "containers have the Python environment of the control service: install what the functions need there"
-)
 _OWN = "nomadfn runs on machines of your own, where it is not needed"
 
 INSTEAD = {
-    "Image": _IMAGE,
     "Cls": _CLASS,
     "method": _CLASS,
     "enter": _CLASS,
@@ -66,7 +62,6 @@ ON_APP = {
     "server": _WEB,
     "include": "define the functions on one app, in one or several modules that import it",
     "lookup": "use nomadfn.Function.from_name for a deployed function, or nomadfn.App(name) to define one",
-    "image": _IMAGE,
     "set_description": "the app's name is all that is shown",
     "set_tags": "the app's name is all that is shown",
     "get_tags": "the app's name is all that is shown",

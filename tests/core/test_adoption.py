@@ -180,6 +180,17 @@ def test_a_container_that_is_about_to_leave_gets_nothing_more_and_ends_when_it_i
     assert [one.container for one in of(world.settle(), effects.StopContainer)] == [first]
 
 
+def test_the_time_in_which_an_environment_is_made_is_none_of_the_start() -> None:
+    world = World(startup_timeout_s=5.0)
+    world.submit(b"1")
+    (start,) = of(world.settle(), effects.StartContainer)
+    world.core.container_preparing(start.container.id, "its image im-1 is being built")
+    assert of(world.wait(60.0), effects.StopContainer) == []
+    start.container.pid = 17
+    assert of(world.wait(4.0), effects.StopContainer) == []
+    assert [one.container for one in of(world.wait(2.0), effects.StopContainer)] == [start.container.id]
+
+
 def test_why_there_is_no_place_is_why_the_function_is_blocked_and_its_start_has_no_time() -> None:
     world = World(startup_timeout_s=5.0)
     world.submit(b"1")

@@ -131,6 +131,7 @@ class World:
             MARK: self.id.partition("=")[2],
             "NOMADFN_DATA_DIR": str(self.data),
             "NOMADFN_CAPACITY": "4",
+            "NOMADFN_ENVIRONMENTS": str(folder / "environments"),
             "TMPDIR": str(self.temporary),
             "COLUMNS": "120",
             "PYTHONUNBUFFERED": "1",

@@ -53,7 +53,7 @@ class ClusterWorld(World):
 
     def configure(self, job: dict[str, Any]) -> None:
         values = {"driver": "raw_exec", "python": sys.executable, "cpu_cores": 0.01, "memory_mib": 32}
-        values |= {"kill_timeout_s": 3, **job}
+        values |= {"kill_timeout_s": 3, "environments": self.env["NOMADFN_ENVIRONMENTS"], **job}
         lines = [
             "[profiles.test]",
             f'nomad = "{self.nomad.address.url}"',

@@ -39,7 +39,10 @@ def _group(values: dict[str, Any], lane: int) -> dict[str, Any]:
         "Name": "agent",
         "Driver": values["driver"],
         "Config": config,
-        "Env": {"NOMADFN_CONTROL_URLS": " ".join(values["control_urls"])},
+        "Env": {
+            "NOMADFN_CONTROL_URLS": " ".join(values["control_urls"]),
+            "NOMADFN_ENVIRONMENTS": values["environments"],
+        },
         "Templates": [] if values["workload_identity"] else [{"Envvars": True, "ChangeMode": "noop"}],
         "KillSignal": "SIGTERM",
         "KillTimeout": int(values["kill_timeout"].removesuffix("s")) * SECOND,

@@ -112,7 +112,7 @@ def test_an_old_name_raises_the_new_one(old: str, new: str) -> None:
         make(**{old: 1})
 
 
-@pytest.mark.parametrize("name", ["image", "volumes", "schedule", "cloud", "proxy"])
+@pytest.mark.parametrize("name", ["volumes", "schedule", "cloud", "proxy"])
 def test_what_only_modal_has_is_refused_unless_it_is_empty(name: str) -> None:
     with pytest.raises(UnsupportedError, match=f"resize: {name}="):
         make(**{name: object()})
@@ -210,7 +210,7 @@ def test_app_names_and_arguments_are_checked() -> None:
     for wrong in ("", "a b", "-x", "x" * 65, 5):
         with pytest.raises(InvalidError, match="app name"):
             App(wrong)  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedError, match="image"):
-        App("x", image=object())
+    with pytest.raises(UnsupportedError, match="volumes"):
+        App("x", volumes={"/data": object()})
     with pytest.raises(InvalidError, match="has no functions"):
         App("empty").run().__enter__()

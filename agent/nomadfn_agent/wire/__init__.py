@@ -13,7 +13,7 @@ Who sends what:
     runner      → control   Hello  Ready  StartFailed  Outputs  Returned  Attach  Part  Fed
     control     → runner    Bind  Deliver  DeliverBatch  Withdraw  Interrupt  Drain  Consumed  Feed
     control     → supervisor   Start  Stop  Recall  (on a cluster: Joined)
-    supervisor  → control      Started  Ended  Log  Withdrawn  (on a cluster: Join  Leaving)
+    supervisor  → control      Preparing  Started  Ended  Log  Withdrawn  (on a cluster: Join  Leaving)
 
 An input is named by its call and its index in it; the client makes call ids, so sending the same
 `Submit` twice is harmless. One run of one input is a *delivery*, a number that the control service
@@ -29,6 +29,9 @@ from typing import Any
 
 import msgspec
 
+from .image import ImageSpec as ImageSpec
+from .image import ImageStep as ImageStep
+from .image import image_id as image_id
 from .specs import AppSpec as AppSpec
 from .specs import AutoscalerSettings as AutoscalerSettings
 from .specs import CodeRef as CodeRef
@@ -325,6 +328,8 @@ class Start(_Frame, tag=40):
 
     container: str
     env: dict[str, str]
+    image: ImageSpec | None = None
+    """The environment that it runs in, which is made first where it is not there."""
 
 
 class Stop(_Frame, tag=41):
@@ -332,6 +337,12 @@ class Stop(_Frame, tag=41):
 
     container: str
     grace_s: float
+
+
+class Leads(_Frame, tag=60):
+    """From an agent to the warm parent of an image: another control service leads now, which the runners shall join."""
+
+    data_url: str
 
 
 class Started(_Frame, tag=42):
@@ -347,6 +358,8 @@ class Ended(_Frame, tag=43):
     """As in `subprocess`: negative is the signal's number."""
     tail: str
     """The last lines of what it wrote to stderr and stdout."""
+    what: str = ""
+    """In words, where it is not its exit code that says how it ended."""
 
 
 class Recall(_Frame, tag=47):
@@ -372,6 +385,13 @@ class Withdrawn(_Frame, tag=48):
     statuses: list[int]
     payloads: list[bytes]
     run_ns: int
+
+
+class Preparing(_Frame, tag=49):
+    """The container waits for its environment; `what` in words. It is about to start once `Started` follows."""
+
+    container: str
+    what: str
 
 
 class Join(_Frame, tag=44):
@@ -404,8 +424,8 @@ ClientFrame = Hello | Submit | Ack | Request | Taken
 ToClientFrame = Welcome | Accepted | Rejected | Results | Reply | Log | Stats | Parts
 RunnerFrame = Hello | Ready | StartFailed | Outputs | Returned | Attach | Part | Fed
 ToRunnerFrame = Bind | Ack | Deliver | DeliverBatch | Withdraw | Interrupt | Drain | Consumed | Feed
-ToSupervisorFrame = Start | Stop | Recall | Joined
-SupervisorFrame = Started | Ended | Log | Withdrawn
+ToSupervisorFrame = Start | Stop | Recall | Joined | Leads
+SupervisorFrame = Preparing | Started | Ended | Log | Withdrawn
 AgentFrame = SupervisorFrame | Leaving
 
 _encoder = msgspec.msgpack.Encoder()

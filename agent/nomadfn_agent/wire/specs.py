@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from .image import ImageSpec
+
 
 class RetryPolicy(msgspec.Struct, frozen=True, gc=False):
     """Delays in seconds: the n-th retry waits `min(initial_delay_s * backoff_coefficient**(n-1), max_delay_s)`."""
@@ -91,6 +93,8 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A variant of a class: the values of its parameters, those with a default too."""
     on_batch_error: str = "fail"
     """`fail`: all inputs of a batch that raises fail. `bisect`: it runs again by halves."""
+    image: ImageSpec | None = None
+    """None is the Python environment of the control service, or of the cluster's own image."""
 
     @property
     def program_name(self) -> str:
