@@ -15,6 +15,7 @@ from nomadfn.sdk import service
 TIMEOUT_S = 30.0
 TAKEOVER_S = 10.0
 PAUSE_S = 0.05
+NDJSON = "application/x-ndjson"
 
 
 class FunctionError(exception.Error):
@@ -36,7 +37,9 @@ class ApiClient:
 
     def ask(self, method: str, path: str, body: Any = None, timeout_s: float = TIMEOUT_S) -> Any:
         """The answer's JSON. Raises what the service answered with, or ServiceError when it cannot be reached."""
-        connection, response = self._send(method, path, body, timeout_s)
+        return self._content(*self._send(method, path, body, timeout_s))
+
+    def _content(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> Any:
         try:
             text = response.read()
         except (OSError, http.client.HTTPException) as error:
@@ -53,18 +56,42 @@ class ApiClient:
             raise _error_of(content, response)
         return content
 
+    def call(self, path: str, body: Any, timeout_s: float) -> Any:
+        """As `ask`, of a function; of a generator an iterator over its values, as they come."""
+        connection, response = self._send("POST", path, body, timeout_s)
+        if response.headers.get_content_type() != NDJSON:
+            return self._content(connection, response)
+        if connection.sock is not None:
+            connection.sock.settimeout(None)
+        return self._values(connection, response)
+
+    def _values(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> Iterator[Any]:
+        try:
+            for line in self._lines(response):
+                content = json.loads(line)
+                if "error" in content:
+                    raise _error_of(content, response)
+                yield content["value"]
+        finally:
+            connection.close()
+
     def lines(self, path: str) -> Iterator[bytes]:
         """The lines of a log as they come, until the service ends it."""
         connection, response = self._send("GET", path, None, None)
         try:
             if response.status >= 400:
                 raise _error_of(json.loads(response.read()), response)
+            yield from self._lines(response)
+        finally:
+            connection.close()
+
+    def _lines(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+        """Whole lines, to the answer's own end."""
+        try:
             while line := response.readline():
                 yield line
         except (OSError, http.client.HTTPException) as error:
             raise self._unreachable(error) from error
-        finally:
-            connection.close()
 
     def _send(
         self, method: str, path: str, body: Any, timeout_s: float | None

@@ -72,8 +72,7 @@ def call_function(
     priority: int = typer.Option(0, help="-100 to 100; higher goes first."),
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
-    """Call a function and print its result. Waits until the function is done."""
-    from nomadfn.cli import output
+    """Call a function and print its result, or each value of a generator. Waits until the function is done."""
     from nomadfn.cli.api_client import FunctionError, connect, path
 
     body: dict[str, Any] = {
@@ -84,7 +83,11 @@ def call_function(
     service = connect()
     route = path("apps", app, "functions", name, "call", wait_s=CALL_WAIT_S)
     try:
-        content = service.ask("POST", route, body, CALL_WAIT_S + MARGIN_S)
+        content = service.call(route, body, CALL_WAIT_S + MARGIN_S)
+        if not isinstance(content, dict):
+            for value in content:
+                _print_value(value, as_json=as_json)
+            return
         told = ""
         while "result" not in content:
             # The function is still at it; its own `timeout` is what ends this.
@@ -94,11 +97,17 @@ def call_function(
     except FunctionError as error:
         sys.stderr.write(error.traceback)
         raise typer.Exit(EXIT_USER_ERROR) from None
-    result = content["result"]
-    if as_json or not isinstance(result, str):
-        output.print_json(result)
+    _print_value(content["result"], as_json=as_json)
+
+
+def _print_value(value: Any, *, as_json: bool) -> None:
+    from nomadfn.cli import output
+
+    if as_json or not isinstance(value, str):
+        output.print_json(value)
     else:
-        print(result)
+        print(value)
+    sys.stdout.flush()
 
 
 @commands.command("explain")

@@ -65,7 +65,7 @@ def _run(loaded: Any, reference: str, words: list[str], *, detach: bool, quiet: 
     try:
         with chosen.app.run(detach=detach, observer=display):
             try:
-                result = _call_entrypoint(chosen, args, kwargs) if is_entrypoint else chosen.remote(*args, **kwargs)
+                result = (_call_entrypoint if is_entrypoint else _call_function)(chosen, args, kwargs)
             except KeyboardInterrupt:
                 unfinished = display.unfinished()
                 raise
@@ -96,6 +96,15 @@ def _call_entrypoint(entrypoint: Any, args: tuple[Any, ...], kwargs: dict[str, A
     import asyncio
 
     return asyncio.run(entrypoint(*args, **kwargs))
+
+
+def _call_function(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What it returns; the values of a generator are printed as they come."""
+    if not function.is_generator:
+        return function.remote(*args, **kwargs)
+    for value in function.remote_gen(*args, **kwargs):
+        print(value, flush=True)
+    return None
 
 
 class _Interrupted(KeyboardInterrupt):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
@@ -30,8 +30,9 @@ from nomadfn import exception
 from nomadfn.control.agent_bundle import Bundles
 from nomadfn.control.blob_api import BlobApi, Download
 from nomadfn.control.blob_desk import BlobDesk
-from nomadfn.control.http_server import ApiServer, serve_api
+from nomadfn.control.http_server import ApiServer, serve_api, unless_gone
 from nomadfn.control.json_calls import read_call
+from nomadfn.control.json_lines import json_lines
 from nomadfn.control.metrics import MEDIA_TYPE
 
 __all__ = ["ApiServer", "Service", "create_api", "serve_api"]
@@ -214,10 +215,15 @@ class _Api:
         return _json(await self._perform(request, "function.stats", {"function_id": found["function_id"]}))
 
     async def call_function(self, request: Request) -> Response:
-        """Runs the function and waits for its result, up to `?wait_s=`; then 202 with the call to ask for."""
+        """Runs the function and waits for its result, up to `?wait_s=`; then 202 with the call to ask for.
+
+        A generator's values come as lines, as they are yielded.
+        """
         wait_s = _number(request, "wait_s", WAIT_DEFAULT_S, WAIT_MAX_S)
         body = {**request.path_params, **await self._arguments(request), "wait_s": wait_s}
-        outcome = await _unless_gone(request, self._perform(request, "call.json", body))
+        outcome = await unless_gone(request.receive, self._perform(request, "call.json", body))
+        if (stream := outcome.get("stream")) is not None:
+            return await json_lines(request, stream, self._blobs, self._result, wait_s)
         if outcome.get("pending"):
             return _pending(outcome["call"])
         return await self._result(outcome["status"], outcome["payload"], outcome["codec"])
@@ -236,7 +242,7 @@ class _Api:
         index = int(_number(request, "index", 0, math.inf, whole=True))
         wait_s = _number(request, "wait_s", 0.0, 30.0)
         body = {"call": call, "first": index, "count": 1, "wait_s": wait_s}
-        found = await _unless_gone(request, self._perform(request, "call.outputs", body))
+        found = await unless_gone(request.receive, self._perform(request, "call.outputs", body))
         if found["indexes"]:
             return await self._result(found["statuses"][0], found["payloads"][0], found["codec"])
         if found["closed"] and found["num_inputs"] is not None and index >= found["num_inputs"]:
@@ -359,25 +365,6 @@ def bearer_of(request: Request) -> str | None:
     """The token that came with a request."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return (token.strip() or None) if scheme.lower() == "bearer" else None
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
-    """What `work` gives, cancelled when the client hangs up before."""
-    working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return await working
-    finally:
-        working.cancel()
-        gone.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _refuse_pickle(codec: int) -> None:

@@ -10,7 +10,7 @@ from nomadfn_agent import wire
 
 from nomadfn.control.tokens import Identity
 from nomadfn.core import calls
-from nomadfn.core.model import Call
+from nomadfn.core.model import Call, Function
 from nomadfn.exception import InvalidError
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ class CallOperations:
         self._service.poke()
         return {"cancelled": cancelled}
 
-    async def _spawn_json(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+    async def _find(self, body: dict[str, Any], identity: Identity) -> tuple[Function, str]:
+        """The function that is to be called, and which method of it."""
         name = str(body["name"])
         function = self._operations.find_function(str(body["app"]), name, identity)
         method = name.removeprefix(function.spec.name).removeprefix(".")
@@ -116,12 +117,24 @@ class CallOperations:
             method = function.spec.methods[0].name
         if parameters := body.get("parameters"):
             function = await self._operations.variants.resolve(function, parameters)
+        return function, method
+
+    async def _spawn_json(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        function, method = await self._find(body, identity)
         priority, deadline_s = int(body.get("priority", 0)), body.get("deadline_s")
         call = await self._service.clients.spawn(function, bytes(body["payload"]), priority, deadline_s, method)
         return {"call": call}
 
     async def _call_json(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
-        """A durable call and a wait for its result: should the wait end first, the result can still be asked for."""
+        """A durable call and a wait for its result: should the wait end first, the result can still be asked for.
+
+        Of a generator the stream that has its values, which only those get who are in this process.
+        """
+        function, method = await self._find(body, identity)
+        if function.spec.gives_parts(method) and not session:
+            priority, deadline_s = int(body.get("priority", 0)), body.get("deadline_s")
+            data = bytes(body["payload"])
+            return {"stream": await self._service.streams.call(function, data, priority, deadline_s, method)}
         deadline = time.monotonic() + float(body["wait_s"])
         id = (await self._spawn_json(body, identity, session))["call"]
         while True:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Generator
+from collections.abc import Awaitable, Generator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nomadfn import exception
@@ -19,6 +21,8 @@ KEEP_ALIVE_S = 75
 CONNECTIONS_MAX = 1024
 HEADER_BYTES_MAX = 32 * 1024
 CLOSE_GRACE_S = 2
+
+T = TypeVar("T")
 
 
 class ApiServer:
@@ -110,3 +114,22 @@ class _HeaderDeadline(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
+    """What `work` gives, cancelled when the client hangs up before: then ClientDisconnect."""
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return await working
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 import msgspec
 from nomadfn_agent import wire
 from nomadfn_agent.wire import outcome
+from nomadfn_agent.wire.payload import is_large
 
-from nomadfn.control.clients import LOCAL_SESSION, error_of
+from nomadfn.control.clients import LOCAL_SESSION, deadline_of, error_of
 from nomadfn.core import calls, effects
 from nomadfn.core.model import NO_DEADLINE, Function
 
@@ -50,16 +51,28 @@ class Streams:
         is_reference: bool = False,
         priority: int = 0,
         deadline: float = NO_DEADLINE,
+        method: str = "",
     ) -> Stream:
         """Hand in one input. What refuses it, such as a limit, is raised by whatever is asked of the stream first."""
         now = self._service.now()
         call = f"fc-{int(now):08x}{token_hex(12)}"
         stream = self._open[call] = Stream(self._service, call, codec)
         refs = [0] if is_reference else []
-        submission = calls.Submission(call, function.id, wire.REMOTE, 0, [arguments], codec, refs, priority, deadline)
+        submission = calls.Submission(
+            call, function.id, wire.REMOTE, 0, [arguments], codec, refs, priority, deadline, method=method
+        )
         self._service.core.submit(now, LOCAL_SESSION, submission)
         self._service.poke()
         return stream
+
+    async def call(
+        self, function: Function, arguments: bytes, priority: int, deadline_s: float | None, method: str
+    ) -> Stream:
+        """As `open`, with JSON arguments of any size, and a deadline so many seconds from now."""
+        large = is_large(arguments)
+        data = await self._service.desk.keep(arguments, function.app) if large else arguments
+        deadline = deadline_of(self._service.now(), deadline_s)
+        return self.open(function, data, is_reference=large, priority=priority, deadline=deadline, method=method)
 
     def carry_out(self, effect: StreamEffect) -> None:
         """What the core asks for about anybody's streams."""
@@ -106,6 +119,11 @@ class Stream:
         """Number and size of what was fed and is not taken."""
         self._fed_bytes = 0
         self._untold_bytes = 0
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a part is there that nobody has been given."""
+        return bool(self._arrived)
 
     @property
     def ended(self) -> bool:

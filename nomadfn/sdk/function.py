@@ -99,6 +99,7 @@ class Function(CallVerbs, PoolVerbs, Generic[P, R]):
             is_generator=inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function),
             **said,
         )
+        options.check_generator(self._spec)
         functools.update_wrapper(self, function, updated=())
         return self
 

@@ -181,6 +181,15 @@ def make_spec(settings: Mapping[str, Any], owner: str) -> wire.FunctionSpec:
     )
 
 
+def check_generator(spec: wire.FunctionSpec) -> None:
+    """Raises InvalidError where a generator function has settings that are for functions that return once."""
+    if spec.is_generator and spec.retries.max_retries:
+        raise InvalidError(
+            f"function {spec.name}: retries= is not for generator functions, whose values cannot be taken back once "
+            f"they were given; leave it out and call {spec.name}.remote_gen(...) again where that is right"
+        )
+
+
 def check_autoscaler(
     owner: str, min_containers: Any, max_containers: Any, buffer_containers: Any, scaledown_window: Any
 ) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import textwrap
 
-from world import NOMADFN, World
+from world import NOMADFN, World, eventually
 
 PROGRAM = """
     import asyncio, os, signal, threading, time
@@ -17,7 +19,7 @@ PROGRAM = """
     here = Path(__file__).parent if nomadfn.is_local() else None
 
     @app.function(timeout=60)
-    def count(n, folder="", wait_for=""):
+    def count(n: int, folder="", wait_for=""):
         try:
             for i in range(n):
                 yield i
@@ -62,6 +64,11 @@ PROGRAM = """
     def large(n, size):
         for i in range(n):
             yield bytes([i]) * size
+
+    @app.function()
+    def words(n, size):
+        for i in range(n):
+            yield "w" * size
 
     @app.function()
     def nothing():
@@ -325,3 +332,49 @@ def test_every_verb_says_which_one_is_for_generators(world: World) -> None:
         """,
     )
     assert "all" in world.nomadfn("run", file).ok().out
+
+
+def test_a_generator_is_run_by_name_and_called_over_http_in_lines(world: World) -> None:
+    file = program(world, "pass")
+    assert world.nomadfn("run", f"{file}::count", "--n", "3").ok().out == "0\n1\n2\n"
+    failed = world.nomadfn("run", f"{file}::raises")
+    assert failed.out == "1\n"
+    failed.refused(1, "ValueError: no more")
+    url = world.up()["http_url"]
+    world.deploy("generators.py")
+    call = f"{url}/v1/apps/generators/functions"
+    token = (world.data / "token").read_text().strip()
+
+    def curl(name: str, *args: object, verb: str = "call") -> list[dict[str, object]]:
+        words = ["curl", "-sSN", "--max-time", "40", "-H", f"Authorization: Bearer {token}"]
+        done = world.execute(*words, "-d", json.dumps({"args": args}), f"{call}/{name}/{verb}").ok()
+        return [json.loads(line) for line in done.out.splitlines()]
+
+    assert curl("count", 3) == [{"value": 0}, {"value": 1}, {"value": 2}]
+    assert curl("acount", 20_000) == [{"value": i} for i in range(20_000)]
+    assert curl("nothing") == []
+    first, error = curl("raises")
+    assert first == {"value": 1}
+    assert error["error"]["kind"] == "ValueError"  # type: ignore[index]
+    assert curl("words", 2, 300_000) == [{"value": "w" * 300_000}] * 2
+    (refused,) = curl("count", 3, verb="spawn")
+    assert refused["error"]["kind"] == "InvalidError"  # type: ignore[index]
+    assert world.nomadfn("function", "call", "generators", "count", "3").ok().out == "0\n1\n2\n"
+    half = world.nomadfn("function", "call", "generators", "raises")
+    assert half.out == "1\n"
+    half.refused(1, "ValueError: no more")
+
+
+def test_a_client_that_hangs_up_closes_the_generator(world: World) -> None:
+    url = world.up()["http_url"]
+    program(world, "pass")
+    world.deploy("generators.py")
+    token = (world.data / "token").read_text().strip()
+    body = json.dumps({"args": [10**9, str(world.folder), "never"]})
+    command = ["curl", "-sSN", "-H", f"Authorization: Bearer {token}", "-d", body]
+    command.append(f"{url}/v1/apps/generators/functions/count/call")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=world.env) as curl:
+        assert curl.stdout is not None
+        assert json.loads(curl.stdout.readline()) == {"value": 0}
+        curl.kill()
+    eventually((world.folder / "closed").exists, "the generator is closed")

@@ -189,7 +189,7 @@ def test_local_calls_the_function_itself() -> None:
     assert make().local(5) == 5
 
 
-def test_a_generator_function_is_refused_by_every_verb_but_local() -> None:
+def test_a_generator_function_is_refused_by_every_verb_but_its_own() -> None:
     app = App("generators")
 
     @app.function()
@@ -202,8 +202,20 @@ def test_a_generator_function_is_refused_by_every_verb_but_local() -> None:
             verb()
     with pytest.raises(InvalidError, match="generator function"):
         list(numbers.map([1]))
-    with pytest.raises(UnsupportedError, match="remote_gen"):
-        numbers.remote_gen()
+    with pytest.raises(InvalidError, match="does not run"):
+        list(numbers.remote_gen())
+    with pytest.raises(InvalidError, match=r"resize is no generator function.*resize\.remote"):
+        list(make().remote_gen(1))
+
+
+def test_a_generator_function_has_no_retries() -> None:
+    def numbers() -> Any:
+        yield 1
+
+    app: Any = App("no-retries")
+    with pytest.raises(InvalidError, match=r"function numbers: retries= .* leave it out"):
+        app.function(retries=2)(numbers)
+    app.function(retries=0)(numbers)
 
 
 def test_app_names_and_arguments_are_checked() -> None:
