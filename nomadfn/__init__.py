@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nomadfn.sdk.options import Retries
     from nomadfn.sdk.partial import batched, concurrent
     from nomadfn.sdk.secret import Secret
+    from nomadfn.sdk.web import asgi_app, fastapi_endpoint, web_endpoint, web_server, wsgi_app
 
 __all__ = [
     "App",
@@ -32,13 +33,18 @@ __all__ = [
     "LocalEntrypoint",
     "Retries",
     "Secret",
+    "asgi_app",
     "batched",
     "concurrent",
     "current_function_call_id",
     "current_input_id",
     "enable_output",
     "exception",
+    "fastapi_endpoint",
     "is_local",
+    "web_endpoint",
+    "web_server",
+    "wsgi_app",
 ]
 
 _HOMES = {
@@ -50,12 +56,17 @@ _HOMES = {
     "LocalEntrypoint": "nomadfn.sdk.app",
     "Retries": "nomadfn.sdk.options",
     "Secret": "nomadfn.sdk.secret",
+    "asgi_app": "nomadfn.sdk.web",
     "batched": "nomadfn.sdk.partial",
     "concurrent": "nomadfn.sdk.partial",
     "current_function_call_id": "nomadfn_agent.context",
     "current_input_id": "nomadfn_agent.context",
     "enable_output": "nomadfn.sdk.context",
+    "fastapi_endpoint": "nomadfn.sdk.web",
     "is_local": "nomadfn.sdk.context",
+    "web_endpoint": "nomadfn.sdk.web",
+    "web_server": "nomadfn.sdk.web",
+    "wsgi_app": "nomadfn.sdk.web",
 }
 
 

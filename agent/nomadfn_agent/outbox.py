@@ -63,7 +63,7 @@ class Outbox:
                 # The next leader may get it twice, and sees that by its number.
                 self.join_next(link, error)
 
-    def tell(self, frame: Returned | Fed) -> None:
+    def tell(self, frame: Returned | Fed | Part) -> None:
         """Send what no next leader has to know."""
         link = self.link
         try:

@@ -53,6 +53,7 @@ def main(claims: Claims, inbox: int | None = None) -> int:
         return LINK_LOST
     _set_environment(bind)
     code = Code(bind)
+    rejoin = _Rejoin(code, os.environ["NOMADFN_DATA_URL"]) if control_urls() else None
     entering = False
     try:
         function: Callable[..., Any] | Instance = code.load()
@@ -60,13 +61,13 @@ def main(claims: Claims, inbox: int | None = None) -> int:
             function = _make_instance(function, bind)
             entering = True
             function.enter()
+            entering = False
+        loop = _make_loop(link, claims, function, code, rejoin)
     except BaseException as error:
         flush_streams()
         link.send(encode(StartFailed(_described(code, error), entering)))
         link.close()
         return NOT_LOADED
-    rejoin = _Rejoin(code, os.environ["NOMADFN_DATA_URL"]) if control_urls() else None
-    loop = _make_loop(link, claims, function, code, rejoin)
     if rejoin is not None and inbox is not None:
         listen(inbox, partial(_follow, loop, rejoin))
     link.send(encode(Ready(bind.spec.max_inputs)))
@@ -127,6 +128,12 @@ def _make_loop(
     link: Link, claims: Claims, function: Callable[..., Any] | Instance, code: Code, rejoin: Callable[[], Link] | None
 ) -> Loop | Units:
     spec = code.bind.spec
+    if spec.web is not None:
+        from .web.loop import WebTasks
+
+        web = WebTasks(link, function, code, flush_streams, rejoin)
+        web.prepare()
+        return web
     if spec.max_inputs > 1 or spec.max_batch_size or spec.streams:
         from .units import make_loop
 

@@ -54,14 +54,14 @@ def deploy(
     if as_json:
         output.print_json(
             {"app": app.name, "app_id": done.app_id, "version": done.version}
-            | {"functions": sorted(done.functions), "changed": sorted(done.changed)}
+            | {"functions": sorted(done.functions), "changed": sorted(done.changed), "web_urls": done.web_urls}
         )
     else:
         count = output.plural(len(done.functions), "function")
         changed = f"changed: {', '.join(sorted(done.changed))}" if done.changed else "nothing changed"
         print(f"Deployed {app.name}, version {done.version}, with {count} ({changed})")
         for function in sorted(done.functions):
-            print(f"  nomadfn function call {app.name} {function}")
+            print(f"  {done.web_urls.get(function) or f'nomadfn function call {app.name} {function}'}")
     if not served:
         raise typer.Exit(EXIT_NOT_SERVED)
 

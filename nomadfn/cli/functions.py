@@ -123,6 +123,8 @@ def explain_function(app: str = APP, name: str = NAME, as_json: bool = JSON) -> 
     changed = changes_line(content["changed"]) if content["overridden"] else ""
     ready = sum(1 for one in content["containers"] if one["state"] != "starting")
     print(f"{content['app']} {content['name']}")
+    if content.get("web_url"):
+        print(f"answers at  {content['web_url']}")
     print(f"settings    {settings_line(content['settings'])}{changed}")
     run_time_s = content["run_time_s"]
     measured = "" if run_time_s is None else f", {_run_time(run_time_s)} an input"

@@ -68,6 +68,11 @@ class RunDisplay(Observer):
         if not self._quiet:
             self._write(output.paint(f"Running {app} on {target}", output.DIM, self._stderr), self._stderr)
 
+    def web_functions(self, urls: dict[str, str]) -> None:
+        for name, url in sorted(urls.items()):
+            if not self._quiet:
+                self._write(output.paint(f"{name} answers at {url}", output.DIM, self._stderr), self._stderr)
+
     def stopped(self, app: str, cancelled: int) -> None:
         self.cancelled += cancelled
 

@@ -30,6 +30,8 @@ def up(
     host: str = typer.Option(None, help="Address to serve on; 127.0.0.1 by default."),
     port: int = typer.Option(None, help="Port of the HTTP API; a free one by default."),
     data_port: int = typer.Option(None, help="Port of the websocket listener; a free one by default."),
+    web_host: str = typer.Option(None, help="Address to serve web functions on; 127.0.0.1 by default."),
+    web_port: int = typer.Option(None, help="Port of web functions; the one before, or a free one, by default."),
     capacity: int = typer.Option(None, help="Containers that may run at once; one a core by default."),
     insecure_plaintext: bool = typer.Option(False, help="Serve on an address that others reach, without TLS."),
     nomad: bool = typer.Option(False, "--nomad", help="Insist on a cluster: never start one on this machine."),
@@ -51,6 +53,7 @@ def up(
         return
     folder = data_folder()
     flags = {"host": host, "port": port, "data_port": data_port, "capacity": capacity}
+    flags |= {"web_host": web_host, "web_port": web_port}
     flags["insecure_plaintext"] = insecure_plaintext or None
     _check_settings(flags)
     is_new = find_running(folder) is None
@@ -60,6 +63,7 @@ def up(
         return
     how = "is up" if is_new else "was up already"
     print(f"The control service {how}: {record['http_url']} (pid {record['pid']}, {_capacity(record)})")
+    print(f"Web functions are served at {record['web_url']}")
     print(f"Its state and its log are in {record['data_dir']}")
     if not is_new and any(value is not None for value in flags.values()):
         output.note("It goes on with the settings that it has; for others, `nomadfn down` first.")
@@ -103,6 +107,8 @@ def control(
     host: str = typer.Option(None, help="Address to serve on; 127.0.0.1 by default."),
     port: int = typer.Option(None, help="Port of the HTTP API; a free one by default."),
     data_port: int = typer.Option(None, help="Port of the websocket listener; a free one by default."),
+    web_host: str = typer.Option(None, help="Address to serve web functions on; 127.0.0.1 by default."),
+    web_port: int = typer.Option(None, help="Port of web functions; the one before, or a free one, by default."),
     capacity: int = typer.Option(None, help="Containers that may run at once; one a core by default."),
     insecure_plaintext: bool = typer.Option(False, help="Serve on an address that others reach, without TLS."),
 ) -> None:
@@ -114,6 +120,7 @@ def control(
     from nomadfn.sdk.service import data_folder
 
     flags = {"host": host, "port": port, "data_port": data_port, "capacity": capacity}
+    flags |= {"web_host": web_host, "web_port": web_port}
     flags["insecure_plaintext"] = insecure_plaintext or None
     from nomadfn.control.main import main
 

@@ -31,7 +31,7 @@ from nomadfn_agent import wire
 from nomadfn import version
 from nomadfn.exception import ConflictError, NotFoundError, ServiceError
 
-LIBRARIES = ("cloudpickle", "msgspec", "websockets")
+LIBRARIES = ("a2wsgi", "cloudpickle", "h11", "msgspec", "websockets")
 LEFT_OUT = ("adapters", "cli", "control", "core")
 """Parts of nomadfn that no program imports, but for KEPT."""
 KEPT = ("core/__init__.py", "core/environment.py", "core/gpus.py")

@@ -38,6 +38,7 @@ async def serve(settings: Settings, parent: WarmParent, tell: Callable[[dict[str
         raise ConflictError(taken("data_port", settings.host, settings.data_port, error)) from None
     service.address.data_url = url("ws", settings.host, listener.sockets[0].getsockname()[1]) + "/v1/connect"
     link_memory(storage.blobs.folder)
+    service.web.prepare(settings, private=private)
     await service.start()
     record = _announce(settings.data_dir, service, private)
     storage.lease.describe(f"pid {os.getpid()}, {service.address.http_url or 'private'}")
@@ -51,6 +52,7 @@ async def serve(settings: Settings, parent: WarmParent, tell: Callable[[dict[str
     finally:
         (settings.data_dir / "service.json").unlink(missing_ok=True)
         listener.close()
+        await service.web.close()
         await service.close("it was told to end" if fault is None else str(fault))
         if api is not None:
             await _close_api(api)
@@ -127,10 +129,14 @@ def _build(
         private=private,
     )
     core = Core(
-        settings.limits, epoch=storage.epoch, capacity=cluster.capacity, capacity_reason=cluster.capacity_reason
+        settings.limits,
+        epoch=storage.epoch,
+        capacity=cluster.capacity,
+        capacity_reason=cluster.capacity_reason,
+        shares_ports=True,
     )
     owner = settings.token or tokens.load_or_create(folder / "token")
-    good = tokens.Tokens(owner, metrics=settings.metrics_token)
+    good = tokens.Tokens(owner, metrics=settings.metrics_token, web=settings.web_token)
     service = Service(
         core,
         cluster,
@@ -167,6 +173,7 @@ def _announce(folder: Path, service: Service, private: bool) -> dict[str, Any]:
         "data_dir": str(folder),
         "capacity": service.cluster.capacity,
         "private": private,
+        "web_url": service.web.base_url,
         "started_at": service.address.started_at,
     }
     temporary = folder / f".service.json.{os.getpid()}"
@@ -180,6 +187,8 @@ def _announce(folder: Path, service: Service, private: bool) -> dict[str, Any]:
 
 async def _serve_api(service: Service, settings: Settings, listener: socket.socket) -> Any:
     """The HTTP API; its import happens on a thread, so that inputs already flow meanwhile."""
+    if any(one.spec.web is not None for one in service.core.state.functions.values()):
+        await service.web.open()
     api = await asyncio.to_thread(_import_api)
     app = api.create_api(service, service.desk, max_body_bytes=settings.max_body_bytes)
     return await api.serve_api(app, listener)

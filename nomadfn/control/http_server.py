@@ -28,26 +28,9 @@ T = TypeVar("T")
 class ApiServer:
     """uvicorn on a bound socket, as a task of the running event loop; signals stay with whoever owns the loop."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+    def __init__(self, config: uvicorn.Config, listener: socket.socket) -> None:
         self._listener = listener
-        self._server = _Server(
-            uvicorn.Config(
-                app,
-                http=_HeaderDeadline,
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                limit_concurrency=CONNECTIONS_MAX,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=CLOSE_GRACE_S,
-                h11_max_incomplete_event_size=HEADER_BYTES_MAX,
-            )
-        )
+        self._server = _Server(config)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -63,7 +46,7 @@ class ApiServer:
             started.cancel()
 
     async def close(self) -> None:
-        """Take no more connections, and let the open requests end for CLOSE_GRACE_S seconds."""
+        """Take no more connections, and let the open requests end for the config's `timeout_graceful_shutdown`."""
         if self._task is not None:
             self._server.should_exit = True
             await self._task
@@ -71,7 +54,23 @@ class ApiServer:
 
 async def serve_api(app: ASGIApp, listener: socket.socket) -> ApiServer:
     """Serve `app` on a bound socket, within the running event loop. Close what this returns."""
-    server = ApiServer(app, listener)
+    config = uvicorn.Config(
+        app,
+        http=_HeaderDeadline,
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS_MAX,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=CLOSE_GRACE_S,
+        h11_max_incomplete_event_size=HEADER_BYTES_MAX,
+    )
+    server = ApiServer(config, listener)
     await server.start()
     return server
 

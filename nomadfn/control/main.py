@@ -84,6 +84,8 @@ def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument("--host")
     parser.add_argument("--port", help="of the HTTP API; 0 takes a free one")
     parser.add_argument("--data-port", help="of the websocket listener; 0 takes a free one")
+    parser.add_argument("--web-host", help="where web functions are served; 127.0.0.1 by default")
+    parser.add_argument("--web-port", help="of the gateway; by default the one that it had before, or a free one")
     parser.add_argument("--capacity", help="containers that may run at once")
     parser.add_argument("--insecure-plaintext", action="store_true", default=None)
     parser.add_argument("--lifeline-fd", type=int, help="end when this file reaches its end")

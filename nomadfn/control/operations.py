@@ -58,6 +58,7 @@ class Operations:
             "function.lookup": self._lookup,
             "function.stats": self._stats,
             "function.list": self._list_functions,
+            "function.web_url": self._web_url,
             "function.explain": self._explain,
         }
         self.variants = Variants(service, self)
@@ -92,11 +93,12 @@ class Operations:
             raise ConflictError(f"app id {app_id} belongs to another session")
         if existing is None:
             await self._check(spec)
+        await self._service.web.open_for(spec)
         functions = self._core.start_app(self._service.now(), app_id, spec, session)
         self._service.poke()
         if not self._service.address.private:
             await self._remember(self._state.apps[app_id], spec)
-        return {"functions": functions}
+        return {"functions": functions, "web_urls": self._service.web.urls(self._state.apps[app_id])}
 
     async def _check(self, spec: wire.AppSpec) -> None:
         """Raises one of nomadfn's errors for what cannot run here, whatever comes."""
@@ -110,6 +112,7 @@ class Operations:
 
     async def _put_in_force(self, spec: wire.AppSpec, note: str = "") -> Any:
         await self._check(spec)
+        await self._service.web.open_for(spec)
         app_id = self._state.deployed.get(spec.name) or f"ap-{secrets.token_hex(11)}"
         former = self._state.apps.get(app_id)
         version = former.version + 1 if former is not None else 1
@@ -120,7 +123,8 @@ class Operations:
         await self._blocking(self._history.record, version, spec, self._service.now(), note)
         for function in app.functions.values():
             await self.overrides.drop(app, function)
-        return {"app_id": app_id, "version": version, "functions": functions, "changed": changed, "note": note}
+        done = {"app_id": app_id, "version": version, "functions": functions, "changed": changed, "note": note}
+        return {**done, "web_urls": self._service.web.urls(app)}
 
     async def _list_versions(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         identity.require_owner()
@@ -279,7 +283,12 @@ class Operations:
 
     async def _lookup(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         function = self.find_function(str(body["app"]), str(body["name"]), identity)
-        return {"function_id": function.id, "spec": _shown(function)}
+        return {"function_id": function.id, "spec": _shown(function), "web_url": self._service.web.url(function)}
+
+    async def _web_url(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        function = self._core.function(str(body["function_id"]))
+        identity.require_app(function.app)
+        return {"url": self._service.web.url(function)}
 
     async def _stats(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         function = self._core.function(str(body["function_id"]))
@@ -316,6 +325,7 @@ class Operations:
             "variant_of": function.spec.variant_of,
             "arguments": function.spec.arguments,
             "changes": _changes(function),
+            "web_url": self._service.web.url(function),
         }
 
     async def _explain(self, body: dict[str, Any], identity: Identity, session: str) -> Any:

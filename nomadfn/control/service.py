@@ -34,6 +34,7 @@ from nomadfn.control.streams import Streams
 from nomadfn.control.sweep import sweep_blobs
 from nomadfn.control.tokens import Identity, Tokens
 from nomadfn.control.watchers import Watchers
+from nomadfn.control.web_door import WebDoor
 from nomadfn.core import effects
 from nomadfn.core.core import Core
 from nomadfn.core.state import blob_name
@@ -79,6 +80,7 @@ class Service:
         self.containers = Containers(self)
         self.agents = Agents(self)
         self.watchers = Watchers(self)
+        self.web = WebDoor(self)
         self.visible_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self.gone_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self.on_fatal = on_fatal

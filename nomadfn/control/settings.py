@@ -19,6 +19,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from nomadfn.exception import InvalidError
 from nomadfn.profiles import Profile, read_config
 
 TOKEN_FILE = "token"
+WEB_URL = re.compile(r"https?://(\{name\}\.)?[A-Za-z0-9.\[\]:_-]+/?")
 TOKEN_PATTERN = re.compile(r"nf_[A-Za-z0-9_-]{16,}")
 
 
@@ -47,11 +49,26 @@ class Settings:
     """Serve on a host that is not loopback without TLS."""
     max_body_bytes: int = 1024 * 1024
     """The largest body of an HTTP request."""
+    web_host: str = "127.0.0.1"
+    """Where web functions are served, by the gateway. Whoever reaches it may send them requests."""
+    web_port: int = 0
+    """Of the gateway; 0 takes the one that it had last, or else a free one."""
+    web_url: str = ""
+    """How others see the gateway, where a proxy or a load balancer is before it: `https://fn.example.com`, or with a
+    host a function, `https://{name}.example.com`. Empty: `http://web_host:web_port`."""
+    web_max_body_bytes: int = 4 << 30
+    """The largest body of a request to a web function."""
+    web_header_timeout_s: float = 10.0
+    """How long the headers of a request may take to arrive."""
+    web_max_header_bytes: int = 64 * 1024
+    """How large they may be together, with the request line."""
     limits: Limits = field(default_factory=Limits)
     token: str = field(default="", repr=False)
     """From NOMADFN_TOKEN; empty: the one in the data folder, made when there is none."""
     metrics_token: str = field(default="", repr=False)
     """From NOMADFN_METRICS_TOKEN: good for reading `/metrics` alone. Empty: the owner's token is needed for it."""
+    web_token: str = field(default="", repr=False)
+    """From NOMADFN_WEB_TOKEN: good for web functions with `requires_proxy_auth` and nothing else, as the owner's is."""
     job: Mapping[str, Any] = field(default_factory=dict)
     """What a profile says of its functions' jobs; see `adapters.jobspec.JobSettings`. Empty on one machine."""
     control_job: Mapping[str, Any] = field(default_factory=dict)
@@ -96,6 +113,7 @@ def load_settings(
         limits=Limits(**limits),
         token=_token(environ, "NOMADFN_TOKEN"),
         metrics_token=_token(environ, "NOMADFN_METRICS_TOKEN"),
+        web_token=_token(environ, "NOMADFN_WEB_TOKEN"),
         job=job,
         control_job=control_job,
     )
@@ -163,6 +181,12 @@ def _parse_host(value: Any) -> str:
     return value
 
 
+def _parse_web_url(value: Any) -> str:
+    if not isinstance(value, str) or not WEB_URL.fullmatch(value):
+        raise ValueError
+    return value.rstrip("/")
+
+
 def _parse_folder(value: Any) -> Path:
     if isinstance(value, Path):
         return value.absolute()
@@ -202,6 +226,12 @@ _KINDS: dict[str, _Kind] = {
     "capacity": _whole(1, 4096),
     "insecure_plaintext": _Kind("true or false", _parse_flag),
     "max_body_bytes": _whole(1024, 1 << 30),
+    "web_host": _Kind("a host name or an address", _parse_host),
+    "web_port": _PORT,
+    "web_url": _Kind("an address such as https://fn.example.com or https://{name}.example.com", _parse_web_url),
+    "web_max_body_bytes": _whole(1024, 1 << 50),
+    "web_header_timeout_s": _number(0.1, 3600.0),
+    "web_max_header_bytes": _whole(1024, 1 << 24),
     "limits.pending_inputs": _COUNT,
     "limits.total_inputs": _COUNT,
     "limits.pending_spawns": _COUNT,
@@ -333,8 +363,10 @@ def _token(environ: Mapping[str, str], variable: str) -> str:
 
 
 def _check_together(settings: Settings) -> None:
-    if settings.port and settings.port == settings.data_port:
-        raise InvalidError(f"port and data_port are both {settings.port}; give two ports, or 0 for a free one")
+    ports = {"port": settings.port, "data_port": settings.data_port, "web_port": settings.web_port}
+    for one, other in combinations(ports, 2):
+        if ports[one] and ports[one] == ports[other]:
+            raise InvalidError(f"{one} and {other} are both {ports[one]}; give two ports, or 0 for a free one")
     if is_loopback(settings.host):
         return
     if not settings.token and not (settings.data_dir / TOKEN_FILE).exists():

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from secrets import token_hex
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 from nomadfn_agent import wire
@@ -35,12 +35,22 @@ StreamEffect = effects.SendParts | effects.FeedTaken | effects.Consumed | effect
 TAKEN_EVERY_BYTES = wire.STREAM_WINDOW_BYTES // 4
 
 
+class Reader(Protocol):
+    """What a stream tells whoever reads and feeds it."""
+
+    def _on_parts(self, number: int, statuses: list[int], payloads: list[bytes]) -> None: ...
+
+    def _on_feed_taken(self, number: int) -> None: ...
+
+    def _end(self, outcome: tuple[int, bytes] | Exception) -> None: ...
+
+
 class Streams:
     """All that are open, by their call."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._open: dict[str, Stream] = {}
+        self._open: dict[str, Reader] = {}
 
     def open(
         self,
@@ -54,16 +64,40 @@ class Streams:
         method: str = "",
     ) -> Stream:
         """Hand in one input. What refuses it, such as a limit, is raised by whatever is asked of the stream first."""
+        stream = Stream(self._service, codec)
+        refs = [0] if is_reference else []
+        stream.call = self.hand_in(
+            function, arguments, codec, stream, refs=refs, priority=priority, deadline=deadline, method=method
+        )
+        return stream
+
+    def hand_in(
+        self,
+        function: Function,
+        arguments: bytes,
+        codec: int,
+        reader: Reader,
+        *,
+        refs: Sequence[int] = (),
+        priority: int = 0,
+        deadline: float = NO_DEADLINE,
+        method: str = "",
+    ) -> str:
+        """The same for a reader of another kind, which says what it has `taken`; returns the call's id."""
         now = self._service.now()
         call = f"fc-{int(now):08x}{token_hex(12)}"
-        stream = self._open[call] = Stream(self._service, call, codec)
-        refs = [0] if is_reference else []
+        self._open[call] = reader
         submission = calls.Submission(
             call, function.id, wire.REMOTE, 0, [arguments], codec, refs, priority, deadline, method=method
         )
         self._service.core.submit(now, LOCAL_SESSION, submission)
         self._service.poke()
-        return stream
+        return call
+
+    def taken(self, call: str, number: int) -> None:
+        """The reader has the parts up to `number`."""
+        self._service.core.parts_taken(LOCAL_SESSION, call, 0, number)
+        self._service.poke()
 
     async def call(
         self, function: Function, arguments: bytes, priority: int, deadline_s: float | None, method: str
@@ -106,8 +140,8 @@ class Streams:
 class Stream:
     """One input that is read while it runs. For one task that feeds and one that reads."""
 
-    def __init__(self, service: Service, call: str, codec: int) -> None:
-        self.call = call
+    def __init__(self, service: Service, codec: int) -> None:
+        self.call = ""
         self.codec = codec
         """Of the arguments, and so of what comes."""
         self._service = service

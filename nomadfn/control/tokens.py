@@ -40,11 +40,12 @@ class Identity:
 class Tokens:
     """The tokens that are good now. `derived` are the same at every control service with the same owner's token.
 
-    `metrics` is good for reading `/metrics` and nothing else.
+    `metrics` is good for reading `/metrics` and nothing else, `web` for web functions that want a token.
     """
 
-    def __init__(self, owner: str, *, derived: bool = False, metrics: str = "") -> None:
+    def __init__(self, owner: str, *, derived: bool = False, metrics: str = "", web: str = "") -> None:
         self._owner = _digest(owner)
+        self._web = _digest(web) if web else b""
         self._metrics = _digest(metrics) if metrics else b""
         # Derived slowly: containers see their tokens, and shall not be able to guess the owner's from one.
         self._key = hashlib.scrypt(owner.encode(), salt=SALT, n=2**14, r=8, p=1, dklen=32) if derived else b""
@@ -76,6 +77,11 @@ class Tokens:
         """Raises `AuthError` or `PermissionDeniedError` for who may not read `/metrics`."""
         if not (bearer and self._metrics and hmac.compare_digest(_digest(bearer), self._metrics)):
             self.identify(bearer).require_owner()
+
+    def require_web(self, token: str, app: str) -> None:
+        """For web functions of `app` that want a token. Raises `AuthError` or `PermissionDeniedError`."""
+        if not (token and self._web and hmac.compare_digest(_digest(token), self._web)):
+            self.identify(token).require_app(app)
 
     def identify(self, bearer: str | None) -> Identity:
         """Raises `AuthError` when there is no token, or a wrong one."""

@@ -89,6 +89,7 @@ def put_app(
     """
     app = state.apps.get(id)
     new = app is None
+    state.apps_version += 1
     if app is None:
         app = state.apps[id] = App(id, spec.name, session, deployed, now)
     app.session = session
@@ -183,6 +184,7 @@ def stop_app(state: State, now: float, app: App, why: str) -> int:
     if app.stopping:
         return 0
     app.stopping = True
+    state.apps_version += 1
     cancelled = _cancel_calls(state, now, {function.id for function in app.functions.values()}, why)
     for function in app.functions.values():
         for container in list(function.containers.values()):

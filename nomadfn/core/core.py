@@ -42,9 +42,11 @@ class Core:
         capacity: int | None = None,
         capacity_reason: str = "",
         first_delivery: int = 1,
+        shares_ports: bool = False,
     ) -> None:
         """`first_delivery` is beyond what any earlier leader has given whose containers may still run."""
         self.state = State(limits or Limits(), epoch=epoch, capacity=capacity, capacity_reason=capacity_reason)
+        self.state.shares_ports = shares_ports
         self.state.first_delivery = self.state.next_delivery = first_delivery
         self._replay = Replay(self.state)
         self._next_sweep = 0.0

@@ -22,7 +22,7 @@ class Deliver:
 
 @dataclass(slots=True)
 class DeliverBatch:
-    """Send one batch, or a part of it, to a container; its inputs may be of several calls."""
+    """Send inputs of several calls to a container: web requests, or a batch, or a part of one."""
 
     container: str
     calls: list[str]

@@ -41,7 +41,9 @@ class Limits:
     payload_bytes: int = 1 << 30
     function_bytes: int = 16 << 20
     web_requests_per_s: float = 200.0
+    """Requests of a web function, on the average."""
     web_burst_s: float = 5.0
+    """So many seconds' worth of them may come at once."""
     retention_s: float = 7 * 86_400.0
     """How long a spawn's result is kept."""
 
@@ -57,6 +59,28 @@ class Load:
     pending_spawns: int
     drained_per_s: float | None = None
     """Inputs that the function finishes in a second, if that has been measured; for `retry_after_s` only."""
+
+
+class Bucket:
+    """A token bucket: `rate_per_s` on the average, and `burst_s` seconds' worth of that at once."""
+
+    __slots__ = ("_at", "_full", "_rate_per_s", "_tokens")
+
+    def __init__(self, rate_per_s: float, burst_s: float) -> None:
+        self._rate_per_s = rate_per_s
+        self._full = max(1.0, rate_per_s * burst_s)
+        self._tokens = self._full
+        self._at = 0.0
+
+    def take(self, now: float) -> float:
+        """Take one token: 0 where there was one, else the seconds until there is."""
+        tokens = min(self._full, self._tokens + max(0.0, now - self._at) * self._rate_per_s)
+        self._at = now
+        if tokens >= 1.0:
+            self._tokens = tokens - 1.0
+            return 0.0
+        self._tokens = tokens
+        return (1.0 - tokens) / self._rate_per_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from nomadfn_agent import wire
 
-from . import batching, limits, retries, streams
+from . import batching, limits, retries, streams, web
 from .effects import Deliver, StopContainer
 from .lateness import in_time, may_retry, miss_deadline
 from .model import (
@@ -66,8 +66,8 @@ def enqueue(function: Function, now: float, call: Call, inputs: Sequence[Input])
 
 def ahead(function: Function) -> int:
     """How many inputs a container may hold beyond its slots."""
-    mean_s = function.mean_run_s
-    if mean_s is None or mean_s > AHEAD_BELOW_S or function.spec.max_batch_size or function.spec.streams:
+    mean_s, spec = function.mean_run_s, function.spec
+    if mean_s is None or mean_s > AHEAD_BELOW_S or spec.max_batch_size or spec.streams or spec.web is not None:
         return 0
     return min(AHEAD_MAX, math.ceil(AHEAD_S * function.spec.max_inputs / max(mean_s, 1e-6)))
 
@@ -191,7 +191,8 @@ def _fill(state: State, now: float, function: Function, container: Container, ex
     taken = function.queue.take(min(room, share), is_live)
     inputs = in_time(state, now, taken)
     if inputs:
-        _hand_over(state, now, function, container, inputs)
+        hand_over = _hand_over if function.spec.web is None else web.hand_over
+        hand_over(state, now, function, container, inputs)
     return bool(taken)
 
 

@@ -142,15 +142,28 @@ def apply(state: State, now: float, function: Function, plan: autoscaler.Scale, 
     function.blocked = limited_by or function.unplaced
     if plan.start and now < function.retry_start_at:
         function.blocked = f"the last starts failed; the next one is in {function.retry_start_at - now:.0f} s"
+    elif plan.start and _waits_for_port(state, function):
+        function.blocked = "its server's port is one of this machine's, so it has one container at a time"
     elif plan.start:
         taken = [container.index for container in function.containers.values()]
-        for index in placement.next_indexes(taken, plan.start):
+        count = 1 if _owns_port(state, function) else plan.start
+        for index in placement.next_indexes(taken, count):
             state.effects.append(StartContainer(pool.add(state, now, function, index)))
     for id in (*plan.stop, *plan.drain):
         pool.stop(state, function.containers[id], plan.reason)
     if changed:
         function.decisions.append((now, plan.count, plan.reason))
         state.effects.append(FunctionChanged(function))
+
+
+def _owns_port(state: State, function: Function) -> bool:
+    """Whether two containers of the function would listen on one port."""
+    web = function.spec.web
+    return state.shares_ports and web is not None and web.port > 0
+
+
+def _waits_for_port(state: State, function: Function) -> bool:
+    return bool(function.containers) and _owns_port(state, function)
 
 
 def drain_outdated(state: State, function: Function) -> None:

@@ -79,6 +79,8 @@ class State:
     deployed: dict[str, str] = field(default_factory=dict)
     """Name of a deployed app → its id."""
     functions: dict[str, Function] = field(default_factory=dict)
+    apps_version: int = 0
+    """Changes when an app is put in force, or stops."""
     sessions: dict[str, Session] = field(default_factory=dict)
     calls: dict[str, Call] = field(default_factory=dict)
     containers: dict[str, Container] = field(default_factory=dict)
@@ -111,6 +113,8 @@ class State:
     """A heap of containers by when `watch` looks at them; of several entries for one its `look_at` is the valid one."""
     capacity: int | None = None
     capacity_reason: str = ""
+    shares_ports: bool = False
+    """All containers are on one machine, without a network of their own."""
     recovering: bool = False
     """Containers of an earlier leader are expected back: nothing is handed out, nothing scaled."""
     claims: dict[tuple[str, int], Claim] = field(default_factory=dict)

@@ -50,6 +50,8 @@ class Running:
     functions: dict[str, str]
     ships_main: bool
     """Whether the containers know this program's `__main__`."""
+    web_urls: dict[str, str]
+    """Of the web functions, by name."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Deployment:
     functions: dict[str, str]
     changed: list[str]
     target: str
+    web_urls: dict[str, str]
 
 
 class LocalEntrypoint:
@@ -201,7 +204,12 @@ class App:
             spec = await off_loop(lambda: self._spec(client, welcome))
             body = await client.request("app.deploy", {"spec": to_builtins(spec)})
             self.deployment = Deployment(
-                body["app_id"], body["version"], body["functions"], body["changed"], welcome.target or handle.target
+                body["app_id"],
+                body["version"],
+                body["functions"],
+                body["changed"],
+                welcome.target or handle.target,
+                body.get("web_urls", {}),
             )
         finally:
             client.close()
@@ -234,8 +242,10 @@ class App:
             await off_loop(handle.close)
             raise
         activate(client)
-        self._running = Running(client, app_id, body["functions"], spec.code.main_module == code.alias_main() != "")
+        ships_main = spec.code.main_module == code.alias_main() != ""
+        self._running = Running(client, app_id, body["functions"], ships_main, body.get("web_urls", {}))
         observer.running(self.name, app_id, welcome.target or handle.target)
+        observer.web_functions(self._running.web_urls)
 
     async def _stop(self, detach: bool, observer: Observer) -> None:
         running, self._running = self._running, None

@@ -13,7 +13,7 @@ from nomadfn_agent import wire
 
 from nomadfn.exception import DeprecationError, InvalidError, UnsupportedError
 
-from . import options, service
+from . import options, service, web
 from .blocking import blocking
 from .client import default_client
 from .partial import Partial
@@ -33,14 +33,12 @@ _MODAL_ONLY = {
     "with_options": "give the settings to @app.function",
     "with_concurrency": "give the settings to @app.function",
     "with_batching": "call the function with lists",
-    "get_web_url": "web functions are planned for a later release; call the function over HTTP with JSON",
-    "web_url": "web functions are planned for a later release; call the function over HTTP with JSON",
     "experimental_spawn_map": "use fn.spawn_map(...)",
     "shell": "run a shell on the machine itself",
 }
 
 
-class Function(CallVerbs, PoolVerbs, Generic[P, R]):
+class Function(CallVerbs, PoolVerbs, web.WebVerbs, Generic[P, R]):
     """A function that runs in containers. Made by `@app.function()` or `Function.from_name`."""
 
     name: str
@@ -93,13 +91,14 @@ class Function(CallVerbs, PoolVerbs, Generic[P, R]):
         self._image = options.image(settings.get("image"), self.name)
         self.serialized = bool(settings.get("serialized"))
         self.raw_f = function
-        self._spec = msgspec.structs.replace(
+        spec = msgspec.structs.replace(
             spec,
             is_async=inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function),
             is_generator=inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function),
             **said,
         )
-        options.check_generator(self._spec)
+        options.check_generator(spec)
+        self._spec = web.settle(spec, function, f"function {self.name}")
         functools.update_wrapper(self, function, updated=())
         return self
 
@@ -179,6 +178,8 @@ class Function(CallVerbs, PoolVerbs, Generic[P, R]):
             raise InvalidError(f"{self!r} is known only by its name here; its code is not part of this program")
         if name in _MODAL_ONLY:
             raise UnsupportedError(f"Function.{name} is not supported by nomadfn; {_MODAL_ONLY[name]}")
+        if name == "web_url":
+            raise DeprecationError("Function.web_url is an old name; use get_web_url()")
         if name == "keep_warm":
             raise DeprecationError("Function.keep_warm is an old name; use update_autoscaler(min_containers=...)")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -208,9 +209,11 @@ class Function(CallVerbs, PoolVerbs, Generic[P, R]):
                 raise InvalidError(
                     f"function {self.name} was defined after its app was started; define it before `with app.run():`"
                 )
-            return Target(running.client, function_id, running.ships_main)
+            return Target(running.client, function_id, running.ships_main, web_url=running.web_urls.get(self.name, ""))
         if service.in_container():
-            return Target(default_client(), f"{os.environ.get('NOMADFN_APP_ID', '')}/{self.name}", True)
+            function_id = f"{os.environ.get('NOMADFN_APP_ID', '')}/{self.name}"
+            url = await web.ask_url(default_client(), function_id) if self._spec and self._spec.web else ""
+            return Target(default_client(), function_id, True, web_url=url)
         raise InvalidError(
             f"{self._app!r} does not run, so {self.name} has no containers: call it inside `with app.run():`, start "
             f"the program with `nomadfn run`, or deploy it and use Function.from_name({self.app_name!r}, {self.name!r})"
@@ -222,5 +225,5 @@ class Function(CallVerbs, PoolVerbs, Generic[P, R]):
             body = {"app": self.app_name, "name": self.name}
             found = await client.request("function.lookup", body)
             self._spec = msgspec.convert(found["spec"], wire.FunctionSpec) if found.get("spec") else None
-            self._found = Target(client, found["function_id"], False)
+            self._found = Target(client, found["function_id"], False, web_url=found.get("web_url", ""))
         return self._found

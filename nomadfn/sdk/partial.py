@@ -9,6 +9,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from nomadfn_agent import wire
+
 from nomadfn.exception import InvalidError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -29,6 +31,7 @@ class Partial:
         self.batching: tuple[int, int] | None = None
         """`max_batch_size` and `wait_ms`."""
         self.on_batch_error = BATCH_ERRORS[0]
+        self.web: wire.WebSpec | None = None
 
     @property
     def name(self) -> str:
@@ -42,6 +45,8 @@ class Partial:
         if self.batching is not None:
             fields["max_batch_size"], fields["batch_wait_ms"] = self.batching
             fields["on_batch_error"] = self.on_batch_error
+        if self.web is not None:
+            fields["web"] = self.web
         return fields
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -19,6 +19,9 @@ class Observer:
     def running(self, app: str, app_id: str, target: str) -> None:
         """The app has been started; `target` says where, in words."""
 
+    def web_functions(self, urls: dict[str, str]) -> None:
+        """Where the app's web functions are, by name, once it runs."""
+
     def stopped(self, app: str, cancelled: int) -> None:
         """The app has been stopped; so many unfinished inputs were cancelled."""
 

@@ -249,6 +249,7 @@ def _launch() -> _Launch:
             command = [sys.executable, "-P", "-m", "nomadfn.control", "--private", "--data-dir", str(folder)]
             # Where the user's settings have the service that stays, this one would stand in its way.
             command += ["--host", "127.0.0.1", "--port", "0", "--data-port", "0"]
+            command += ["--web-host", "127.0.0.1", "--web-port", "0"]
             command += ["--lifeline-fd", str(lifeline_reader), "--ready-fd", str(ready_writer)]
             process = subprocess.Popen(
                 command,

@@ -9,7 +9,7 @@ from typing import Any
 from nomadfn_agent.wire import bulk
 from nomadfn_agent.wire import payload as payloads
 
-from nomadfn.exception import SerializationError
+from nomadfn.exception import InvalidError, SerializationError
 
 from . import maps
 from .call_options import NO_OPTIONS, CallOptions
@@ -26,10 +26,20 @@ class Target:
     knows_main: bool
     """Whether its containers know this program's `__main__`."""
     options: CallOptions = NO_OPTIONS
+    web_url: str = ""
+    """Of a web function, which takes its inputs there and nowhere else."""
 
 
 def packer(target: Target, function: str, kwargs: Mapping[str, Any], *, durable: bool) -> maps.Packer:
-    """Makes an input's payload out of its arguments: the bytes that travel, and whether they are a reference."""
+    """Makes an input's payload out of its arguments: the bytes that travel, and whether they are a reference.
+
+    Raises InvalidError for a web function.
+    """
+    if target.web_url:
+        raise InvalidError(
+            f"{function} is a web function and takes HTTP requests only; send them to {target.web_url}, or call what "
+            f"it builds in this process with {function}.local()"
+        )
     dump, by_name, named = bulk.Dumper().dump, target.knows_main, dict(kwargs)
 
     def pack(args: tuple[Any, ...]) -> list[bytes]:

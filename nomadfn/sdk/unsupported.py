@@ -7,7 +7,7 @@ from nomadfn.exception import UnsupportedError
 _PLANNED = "it is planned for a later release; until then "
 _FOLDER = "use a folder of the machine's own file system"
 _CLASS = _PLANNED + "use a function that keeps what it has loaded in a global variable"
-_WEB = _PLANNED + "call the function over HTTP with JSON: POST /v1/apps/{app}/functions/{name}/call"
+_WEB = "use @app.function() with @nomadfn.web_server(port), or with @nomadfn.asgi_app()"
 _SCHEDULE = _PLANNED + "call the function from cron with `nomadfn function call`"
 _OWN = "nomadfn runs on machines of your own, where it is not needed"
 
@@ -17,11 +17,6 @@ INSTEAD = {
     "enter": _CLASS,
     "exit": _CLASS,
     "parameter": _CLASS,
-    "asgi_app": _WEB,
-    "wsgi_app": _WEB,
-    "web_server": _WEB,
-    "fastapi_endpoint": _WEB,
-    "web_endpoint": _WEB,
     "Cron": _SCHEDULE,
     "Period": _SCHEDULE,
     "Volume": _FOLDER,

@@ -67,7 +67,7 @@ def test_functions_apps_and_calls_pickle_as_references() -> None:
 
 def test_parts_of_modals_function_and_call_are_refused_by_name() -> None:
     function: Any = modal.Function.from_name("elsewhere", "g")
-    for name in ("with_options", "get_web_url"):
+    for name in ("with_options", "shell"):
         with pytest.raises(UnsupportedError, match=name):
             getattr(function, name)
     with pytest.raises(DeprecationError, match="update_autoscaler"):

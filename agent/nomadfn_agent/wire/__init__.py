@@ -41,6 +41,7 @@ from .specs import ParameterSpec as ParameterSpec
 from .specs import RetryPolicy as RetryPolicy
 from .specs import SecretSpec as SecretSpec
 from .specs import Variation as Variation
+from .specs import WebSpec as WebSpec
 from .streams import PART_EXTRA_BYTES as PART_EXTRA_BYTES
 from .streams import STREAM_WINDOW_BYTES as STREAM_WINDOW_BYTES
 from .streams import Consumed as Consumed
@@ -307,7 +308,7 @@ class Attach(_Frame, tag=29):
 
 
 class DeliverBatch(_Frame, tag=30):
-    """Inputs of a batched function that run together, with a call of each; more of the batch follows until `last`."""
+    """Inputs with a call of each. Those of a batched function run together; more of the batch follows until `last`."""
 
     calls: list[str]
     deliveries: list[int]

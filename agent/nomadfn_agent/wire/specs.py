@@ -52,6 +52,25 @@ class ParameterSpec(msgspec.Struct, frozen=True, kw_only=True):
     """None where a value has to be given."""
 
 
+class WebSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How a function answers HTTP: what it gives, and under which name the gateway has it."""
+
+    kind: str
+    """`asgi` and `wsgi`: it returns an application. `fastapi`: it answers one request. `server`: it starts a server."""
+    label: str = ""
+    """Stands in its URL in place of the function's name."""
+    method: str = "GET"
+    """Of `fastapi`."""
+    docs: bool = False
+    """Of `fastapi`: whether the pages `/docs` and `/openapi.json` are there."""
+    port: int = 0
+    """Of `server`: where it listens in the container."""
+    startup_timeout_s: float = 5.0
+    """Of `server`: how long it may take to listen."""
+    requires_proxy_auth: bool = False
+    """Whether the gateway wants a token."""
+
+
 class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One function as its program defines it, or one class: then `methods` says how it can be called.
 
@@ -95,6 +114,8 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """`fail`: all inputs of a batch that raises fail. `bisect`: it runs again by halves."""
     image: ImageSpec | None = None
     """None is the Python environment of the control service, or of the cluster's own image."""
+    web: WebSpec | None = None
+    """Set: its inputs are HTTP requests and websockets, which come from the gateway."""
 
     @property
     def program_name(self) -> str:
