@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 from nomadfn_agent import wire
 
 
@@ -189,8 +190,7 @@ class Needs:
     max_containers: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(msgspec.Struct, frozen=True):
     """One container that shall run: which function's, its index in the pool, and how its runner joins."""
 
     container: str
@@ -203,22 +203,19 @@ class Placement:
     """The recipe of the Python environment that it runs in; None is the cluster's own."""
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerPreparing:
+class ContainerPreparing(msgspec.Struct, frozen=True):
     """The container waits until its environment is made: `what` in words. `ContainerStarted` or its end follows."""
 
     container: str
     what: str
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerStarted:
+class ContainerStarted(msgspec.Struct, frozen=True):
     container: str
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerEnded:
+class ContainerEnded(msgspec.Struct, frozen=True):
     """The cluster says that the container is gone: `what` in words ("killed by SIGKILL", "exit code 3")."""
 
     container: str
@@ -227,15 +224,13 @@ class ContainerEnded:
     """The last lines that it wrote."""
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerOutput:
+class ContainerOutput(msgspec.Struct, frozen=True):
     container: str
     stream: int
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerWithdrawn:
+class ContainerWithdrawn(msgspec.Struct, frozen=True):
     """The answer to `recall`: of the deliveries up to `up_to` those beyond `after` will not run in this container.
 
     The columns are outputs that the container had finished and not sent; it may send them again itself.
@@ -250,16 +245,14 @@ class ContainerWithdrawn:
     run_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerLeaving:
+class ContainerLeaving(msgspec.Struct, frozen=True):
     """The cluster is about to end the container (its node is drained): it shall get no more inputs."""
 
     container: str
     what: str
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerFound:
+class ContainerFound(msgspec.Struct, frozen=True):
     """A container that this control service did not start runs: one that an earlier leader has left."""
 
     container: str
@@ -268,16 +261,14 @@ class ContainerFound:
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class PlacementBlocked:
+class PlacementBlocked(msgspec.Struct, frozen=True):
     """Containers of a function wait for a place: `why` in words, empty once none waits any more."""
 
     function: str
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterLost:
+class ClusterLost(msgspec.Struct, frozen=True):
     """The cluster itself is gone (its supervisor ended); every container with it."""
 
     what: str

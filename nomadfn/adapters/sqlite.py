@@ -11,8 +11,9 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 PAGE_BYTES = 16 * 1024
 """Large bodies are written twice as fast as with SQLite's 4 KiB, and small ones cost one page either way."""
@@ -21,8 +22,7 @@ CHECKPOINT_BYTES = 16 * 1024 * 1024
 BUSY_TIMEOUT_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class FileKind:
+class FileKind(msgspec.Struct, frozen=True):
     """What a database file is: its name in messages, its marks in the file's head, its tables, and its errors."""
 
     name: str

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(slots=True)
-class Address:
+class Address(msgspec.Struct):
     """Where the service is reached, and what it is."""
 
     data_url: str = ""

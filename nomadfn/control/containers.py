@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 from nomadfn_agent import wire
 from nomadfn_agent.wire import payload
 
@@ -26,8 +26,7 @@ LAST_FRAMES_S = 1.0
 """How long the last frames of a container that has ended are waited for."""
 
 
-@dataclass(slots=True)
-class Runner:
+class Runner(msgspec.Struct):
     """What the service knows of a container beside the core."""
 
     container: Container
@@ -37,7 +36,7 @@ class Runner:
     """It has been told which function it is."""
     label: tuple[str, str, int] = ("", "", -1)
     """App, function and index, for its log lines."""
-    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    timers: list[asyncio.TimerHandle] = msgspec.field(default_factory=list)
 
 
 class Containers:

@@ -14,7 +14,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from nomadfn.core import records
 from nomadfn.ports import Journal, JournalError, JournalFullError
@@ -35,8 +36,7 @@ COMPACT_GROWTH = 3
 """The journal is compacted when it holds so many times what is still of use."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(msgspec.Struct, frozen=True):
     """How large the steps are that a journal likes."""
 
     segment_bytes: int = 4 * 1024 * 1024
@@ -57,8 +57,7 @@ class Pace:
         return segments >= max(self.compact_from_segments, live_bytes // LIVE_PER_SEGMENT_BYTES)
 
 
-@dataclass(slots=True)
-class _Batch:
+class _Batch(msgspec.Struct):
     records: list[records.Record]
     number: int
 
@@ -67,8 +66,7 @@ class _SnapshotBegins:
     """From here on in the queue, what is written is not in the snapshot that is being taken."""
 
 
-@dataclass(slots=True)
-class _Snapshot:
+class _Snapshot(msgspec.Struct):
     bodies: list[bytes]
 
 

@@ -8,9 +8,10 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from nomadfn import ports
 from nomadfn.adapters.local import LocalCluster, WarmParent
@@ -64,8 +65,7 @@ async def serve(settings: Settings, parent: WarmParent, tell: Callable[[dict[str
     return 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Storage:
+class _Storage(msgspec.Struct, frozen=True):
     """What lies in the data folder, opened under the lease."""
 
     lease: ports.Lease

@@ -12,7 +12,8 @@ import binascii
 import functools
 import hashlib
 import hmac
-from dataclasses import dataclass
+
+import msgspec
 
 from nomadfn.exception import AuthError
 
@@ -20,8 +21,7 @@ PREFIX = "nf_join_"
 SALT = b"nomadfn join tokens 1"
 
 
-@dataclass(frozen=True, slots=True)
-class AgentIdentity:
+class AgentIdentity(msgspec.Struct, frozen=True):
     """The job whose agent it is, and its allocation, which is empty where the credential holds for all of them."""
 
     job: str

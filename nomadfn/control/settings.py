@@ -23,6 +23,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from nomadfn.core.limits import Limits
 from nomadfn.exception import InvalidError
 from nomadfn.profiles import Profile, read_config
@@ -69,22 +71,20 @@ class Settings:
     """From NOMADFN_METRICS_TOKEN: good for reading `/metrics` alone. Empty: the owner's token is needed for it."""
     web_token: str = field(default="", repr=False)
     """From NOMADFN_WEB_TOKEN: good for web functions with `requires_proxy_auth` and nothing else, as the owner's is."""
-    job: Mapping[str, Any] = field(default_factory=dict)
+    job: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """What a profile says of its functions' jobs; see `adapters.jobspec.JobSettings`. Empty on one machine."""
-    control_job: Mapping[str, Any] = field(default_factory=dict)
+    control_job: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """What a profile says of the Nomad job of its control services: variables of `control.nomad.hcl`."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
+class _Kind(msgspec.Struct, frozen=True):
     """What a setting accepts: `parse` takes a string or a TOML value and raises ValueError."""
 
     accepted: str
     parse: Callable[[Any], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Given:
+class _Given(msgspec.Struct, frozen=True):
     name: str
     value: Any
     source: str

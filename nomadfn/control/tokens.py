@@ -10,16 +10,16 @@ import hashlib
 import hmac
 import os
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from nomadfn.exception import AuthError, ConflictError, PermissionDeniedError
 
 SALT = b"nomadfn container tokens"
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True):
     """Who holds a token: the owner (`container` empty), or one container, for its own app only."""
 
     container: str = ""

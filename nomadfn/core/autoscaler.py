@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 from nomadfn_agent.wire import AutoscalerSettings
 
 DRAIN_WITHIN_S = 1.0
@@ -24,8 +24,7 @@ YIELD_LAST_IDLE_S = 2.0
 """The same for a function's last idle container: a caller in a loop shall find it warm."""
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(msgspec.Struct, frozen=True):
     """One container that is ready and not draining. `idle_s` is None while it holds an input."""
 
     container: str
@@ -33,8 +32,7 @@ class Member:
     idle_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(msgspec.Struct, frozen=True):
     """What is to know about one function at one moment."""
 
     settings: AutoscalerSettings
@@ -66,8 +64,7 @@ class Sample:
     """Containers that other functions need more (`placement.Grant.yields`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """`count` containers, of which `buffer` only to be idle and ready; `reason` has the numbers."""
 
     count: int
@@ -75,8 +72,7 @@ class Wanted:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
+class Scale(msgspec.Struct, frozen=True):
     """The plan: aim at `count` containers, `start` that many more, `stop` these idle ones.
 
     `drain` names containers that have work and are too many, because `max_containers` was lowered or another

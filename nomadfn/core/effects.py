@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from .model import Container, Function
 
 
-@dataclass(slots=True)
-class Deliver:
+class Deliver(msgspec.Struct):
     """Send inputs of one call to a container."""
 
     container: str
@@ -20,8 +19,7 @@ class Deliver:
     method: str = ""
 
 
-@dataclass(slots=True)
-class DeliverBatch:
+class DeliverBatch(msgspec.Struct):
     """Send inputs of several calls to a container: web requests, or a batch, or a part of one."""
 
     container: str
@@ -34,29 +32,25 @@ class DeliverBatch:
     """Whether the batch is whole with it."""
 
 
-@dataclass(slots=True)
-class Recall:
+class Recall(msgspec.Struct):
     """Ask a container for those deliveries that it has not started."""
 
     container: str
     deliveries: list[int]
 
 
-@dataclass(slots=True)
-class Interrupt:
+class Interrupt(msgspec.Struct):
     """Cancel deliveries in a container."""
 
     container: str
     deliveries: list[int]
 
 
-@dataclass(slots=True)
-class StartContainer:
+class StartContainer(msgspec.Struct):
     container: Container
 
 
-@dataclass(slots=True)
-class StopContainer:
+class StopContainer(msgspec.Struct):
     """End a container that holds nothing any more, or (`grace_s` 0) at once whatever it holds."""
 
     container: str
@@ -64,8 +58,7 @@ class StopContainer:
     reason: str
 
 
-@dataclass(slots=True)
-class SendResults:
+class SendResults(msgspec.Struct):
     session: str
     number: int
     call: str
@@ -75,8 +68,7 @@ class SendResults:
     codec: int
 
 
-@dataclass(slots=True)
-class SendParts:
+class SendParts(msgspec.Struct):
     """What a running input has given out, to the client that reads it."""
 
     session: str
@@ -88,8 +80,7 @@ class SendParts:
     payloads: list[bytes]
 
 
-@dataclass(slots=True)
-class Consumed:
+class Consumed(msgspec.Struct):
     """The parts of a delivery up to `number` are taken."""
 
     container: str
@@ -97,8 +88,7 @@ class Consumed:
     number: int
 
 
-@dataclass(slots=True)
-class SendFeed:
+class SendFeed(msgspec.Struct):
     """Parts for a running input."""
 
     container: str
@@ -108,8 +98,7 @@ class SendFeed:
     last: bool
 
 
-@dataclass(slots=True)
-class FeedTaken:
+class FeedTaken(msgspec.Struct):
     """User code has what its input was fed, up to `number`."""
 
     session: str
@@ -118,8 +107,7 @@ class FeedTaken:
     number: int
 
 
-@dataclass(slots=True)
-class Accept:
+class Accept(msgspec.Struct):
     """Inputs of a durable call are safe."""
 
     session: str
@@ -128,8 +116,7 @@ class Accept:
     count: int
 
 
-@dataclass(slots=True)
-class Reject:
+class Reject(msgspec.Struct):
     """Inputs were not taken; `error` names a class of `nomadfn.exception`."""
 
     session: str
@@ -144,51 +131,44 @@ class Reject:
     maximum: int = 0
 
 
-@dataclass(slots=True)
-class Visible:
+class Visible(msgspec.Struct):
     """A durable call has new results that may be shown, or was closed or cancelled."""
 
     call: str
 
 
-@dataclass(slots=True)
-class DropBlob:
+class DropBlob(msgspec.Struct):
     """The payload behind this reference (in msgpack) is needed no more."""
 
     reference: bytes
 
 
-@dataclass(slots=True)
-class AppGone:
+class AppGone(msgspec.Struct):
     """The app was stopped and its last container is gone."""
 
     app: str
 
 
-@dataclass(slots=True)
-class FunctionGone:
+class FunctionGone(msgspec.Struct):
     """The app has this function no more, though it may still have containers that end."""
 
     app: str
     name: str
 
 
-@dataclass(slots=True)
-class FunctionChanged:
+class FunctionChanged(msgspec.Struct):
     """A function's containers or what is wanted of them changed."""
 
     function: Function
 
 
-@dataclass(slots=True)
-class SettingsReverted:
+class SettingsReverted(msgspec.Struct):
     """Settings that were changed for a time are as they were before."""
 
     function: Function
 
 
-@dataclass(slots=True)
-class Notice:
+class Notice(msgspec.Struct):
     """A line for the people who watch this app."""
 
     app: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 from nomadfn_agent import wire
 
 MIN_RETRY_AFTER_S = 0.05
@@ -48,8 +49,7 @@ class Limits:
     """How long a spawn's result is kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(msgspec.Struct, frozen=True):
     """What one function holds now."""
 
     pending: int
@@ -83,8 +83,7 @@ class Bucket:
         return (1.0 - tokens) / self._rate_per_s
 
 
-@dataclass(frozen=True, slots=True)
-class Excess:
+class Excess(msgspec.Struct, frozen=True):
     """Something is over a limit. `error` names the class of `nomadfn.exception` that says so to the caller."""
 
     limit: str
@@ -95,8 +94,7 @@ class Excess:
     error: str = "ResourceExhaustedError"
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(msgspec.Struct, frozen=True):
     """How many of the offered inputs are taken, from the first on; `excess` says why the others are not."""
 
     count: int

@@ -13,11 +13,11 @@ What `share` holds to:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
+class Want(msgspec.Struct, frozen=True):
     """What one function asks for."""
 
     function: str
@@ -37,8 +37,7 @@ class Want:
     """The function in words, for the reasons of others; `function` if empty."""
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     """`count` containers, draining ones included, may be there now.
 
     `share` is what the function gets once others have given theirs back, `yields` how many it has to give back

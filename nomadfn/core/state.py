@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from heapq import heappush
 from math import inf
 
@@ -46,24 +45,21 @@ OTHERS = "(others)"
 """Functions beyond `TOTALS_MAX` are counted together under this name."""
 
 
-@dataclass(slots=True)
-class Commit:
+class Commit(msgspec.Struct):
     """Results that become visible once the journal has them."""
 
     call: Call
     indexes: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """An input that a container says it runs and whose client has not come back; see `takeover`."""
 
     container: Container
     input: Input
 
 
-@dataclass(frozen=True, slots=True)
-class Early:
+class Early(msgspec.Struct, frozen=True):
     """What a claim gave before its client came back."""
 
     status: int
@@ -71,45 +67,44 @@ class Early:
     at: float
 
 
-@dataclass(slots=True)
-class State:
+class State(msgspec.Struct):
     limits: Limits
     epoch: int = 0
-    apps: dict[str, App] = field(default_factory=dict)
-    deployed: dict[str, str] = field(default_factory=dict)
+    apps: dict[str, App] = msgspec.field(default_factory=dict)
+    deployed: dict[str, str] = msgspec.field(default_factory=dict)
     """Name of a deployed app → its id."""
-    functions: dict[str, Function] = field(default_factory=dict)
+    functions: dict[str, Function] = msgspec.field(default_factory=dict)
     apps_version: int = 0
     """Changes when an app is put in force, or stops."""
-    sessions: dict[str, Session] = field(default_factory=dict)
-    calls: dict[str, Call] = field(default_factory=dict)
-    containers: dict[str, Container] = field(default_factory=dict)
-    dirty: dict[str, Function] = field(default_factory=dict)
+    sessions: dict[str, Session] = msgspec.field(default_factory=dict)
+    calls: dict[str, Call] = msgspec.field(default_factory=dict)
+    containers: dict[str, Container] = msgspec.field(default_factory=dict)
+    dirty: dict[str, Function] = msgspec.field(default_factory=dict)
     """Functions whose queue or pool changed since the last `settle`."""
-    active: dict[str, Function] = field(default_factory=dict)
+    active: dict[str, Function] = msgspec.field(default_factory=dict)
     """Functions that have containers, inputs or a minimum: the ones that time passes for."""
-    effects: list[Effect] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
+    effects: list[Effect] = msgspec.field(default_factory=list)
+    records: list[Record] = msgspec.field(default_factory=list)
     record_number: int = 0
     durable_number: int = 0
-    withheld: deque[tuple[int, Effect | Commit]] = field(default_factory=deque)
+    withheld: deque[tuple[int, Effect | Commit]] = msgspec.field(default_factory=deque)
     """Effects that depend on a record, in the order of their numbers."""
-    unsent: dict[str, Session] = field(default_factory=dict)
-    settled: dict[str, Finished] = field(default_factory=dict)
+    unsent: dict[str, Session] = msgspec.field(default_factory=dict)
+    settled: dict[str, Finished] = msgspec.field(default_factory=dict)
     live_bytes: int = 0
     """Payloads and results of durable calls, with what the journal needs beside them."""
-    spent_blobs: list[bytes] = field(default_factory=list)
+    spent_blobs: list[bytes] = msgspec.field(default_factory=list)
     """References of the payloads of inputs in `settled`."""
-    expiring: deque[tuple[float, str]] = field(default_factory=deque)
+    expiring: deque[tuple[float, str]] = msgspec.field(default_factory=deque)
     """When durable calls were finished, oldest first."""
-    away: dict[str, Session] = field(default_factory=dict)
+    away: dict[str, Session] = msgspec.field(default_factory=dict)
     first_delivery: int = 1
     """Smaller ones were given by earlier leaders."""
     next_delivery: int = 1
     next_container: int = 1
     wake_at: float = inf
     """When `Core.tick` shall be called at the latest: the next thing that time alone brings about."""
-    looks: list[tuple[float, str]] = field(default_factory=list)
+    looks: list[tuple[float, str]] = msgspec.field(default_factory=list)
     """A heap of containers by when `watch` looks at them; of several entries for one its `look_at` is the valid one."""
     capacity: int | None = None
     capacity_reason: str = ""
@@ -117,16 +112,16 @@ class State:
     """All containers are on one machine, without a network of their own."""
     recovering: bool = False
     """Containers of an earlier leader are expected back: nothing is handed out, nothing scaled."""
-    claims: dict[tuple[str, int], Claim] = field(default_factory=dict)
+    claims: dict[tuple[str, int], Claim] = msgspec.field(default_factory=dict)
     """By call and index."""
-    early: dict[tuple[str, int], Early] = field(default_factory=dict)
-    temporary: dict[str, Function] = field(default_factory=dict)
+    early: dict[tuple[str, int], Early] = msgspec.field(default_factory=dict)
+    temporary: dict[str, Function] = msgspec.field(default_factory=dict)
     """Functions with settings that revert by themselves; see `live`."""
-    streams: dict[tuple[str, int], Stream] = field(default_factory=dict)
+    streams: dict[tuple[str, int], Stream] = msgspec.field(default_factory=dict)
     """By call and index, until the client has the input's result."""
-    resuming: list[Input] = field(default_factory=list)
+    resuming: list[Input] = msgspec.field(default_factory=list)
     """Inputs whose client has parts of an attempt, while its container may still come back; see `streams`."""
-    totals: dict[tuple[str, str], Totals] = field(default_factory=dict)
+    totals: dict[tuple[str, str], Totals] = msgspec.field(default_factory=dict)
     """By the names of app and function; a bounded number, since anybody may run apps of new names."""
 
     def totals_of(self, app: str, function: str) -> Totals:

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from nomadfn_agent.wire import AutoscalerSettings
 
 from nomadfn.core.autoscaler import Member, Sample, Scale, decide, demand, wanted
