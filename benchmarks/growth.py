@@ -22,7 +22,7 @@ import nomadfn
 from . import chart, programs
 from .chart import Panel
 from .report import Report, about, describe_machine, number, replace_block
-from .run import PAGE, ROOT
+from .run import PAGE, ROOT, compile_product
 
 CHART = ROOT / "docs/growth.svg"
 DEPTHS = (1, 100, 10_000, 1_000_000)
@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("--write-docs", action="store_true", help=f"put the result into {PAGE.relative_to(ROOT)}")
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), help="folder of the JSON and the chart")
     options = parser.parse_args()
+    compile_product()
     machine, started_s = describe_machine({"nomadfn": nomadfn.__version__}), time.monotonic()
     measured: dict[str, list[Row]] = {}
     failures = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import io
 import os
@@ -23,7 +22,7 @@ from .wire.store import BlobStore, Place
 AGENT_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
 MACHINERY = (
     AGENT_FOLDER,
-    os.path.dirname(asyncio.__file__) + os.sep,
+    os.path.join(os.path.dirname(os.__file__), "asyncio") + os.sep,
     os.path.dirname(importlib.__file__) + os.sep,
     "<frozen ",
 )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import context
 from .code import Code
 from .instances import Instance
 from .outcomes import Coder, Outcome, failure
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class Executor(Protocol):
@@ -97,6 +99,9 @@ class AsyncExecutor(SyncExecutor):
     """
 
     def _install(self) -> None:
+        import asyncio  # a plain function does without its import
+
+        self._start_task = asyncio.ensure_future
         self._loop = self._given_loop or asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
         self._task: asyncio.Future[Any] | None = None
@@ -112,7 +117,7 @@ class AsyncExecutor(SyncExecutor):
             self._task.cancel()
 
     def _run_task(self, *args: Any, **kwargs: Any) -> Any:
-        self._task = task = asyncio.ensure_future(self._function(*args, **kwargs), loop=self._loop)
+        self._task = task = self._start_task(self._function(*args, **kwargs), loop=self._loop)
         try:
             return self._loop.run_until_complete(task)
         except BaseException:

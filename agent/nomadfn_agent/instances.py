@@ -6,15 +6,17 @@ them here, so that a container needs nothing of nomadfn but what the user's clas
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .wire import FunctionSpec
+
+if TYPE_CHECKING:
+    import asyncio
 
 ENTER, EXIT, METHOD = "enter", "exit", "method"
 
@@ -64,6 +66,14 @@ def value_of(type_name: str, text: str) -> Any:
     return text
 
 
+def _make_loop() -> asyncio.AbstractEventLoop:
+    import asyncio  # a class without coroutines does without its import
+
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    return loop
+
+
 class Instance:
     """The one of a container."""
 
@@ -74,10 +84,8 @@ class Instance:
         }
         self.is_async = {one.name: one.is_async for one in spec.methods}
         every = marked(user_cls).values()
-        self.loop = asyncio.new_event_loop() if any(map(is_asynchronous, (one.raw_f for one in every))) else None
+        self.loop = _make_loop() if any(map(is_asynchronous, (one.raw_f for one in every))) else None
         """What runs all coroutines of the class, so that they may share connections and locks."""
-        if self.loop is not None:
-            asyncio.set_event_loop(self.loop)
         self.has_exit = any(one.nomadfn_role == EXIT for one in every)
 
     def enter(self) -> None:

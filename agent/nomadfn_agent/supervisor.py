@@ -10,7 +10,6 @@ cannot wait for each other.
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import importlib
 import os
@@ -55,13 +54,15 @@ comes only from a process that escaped and still writes."""
 FINISH_S = 2.0
 """The longest that the end of the supervisor waits for killed containers and for the control service to read."""
 WARM_MODULES = (
-    "cloudpickle",
     "encodings.cp437",
     "websockets.client",
     "websockets.exceptions",
     "websockets.frames",
     "websockets.uri",
 )
+LATER_MODULES = ("asyncio", "cloudpickle", f"{__package__}.units")
+"""What only some functions need: imported once nothing has happened for IDLE_S, so that no start waits for it."""
+IDLE_S = 1.0
 HELD_SIGNALS = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 
@@ -119,8 +120,14 @@ class Supervisor:
 
     def serve(self) -> None:
         """Run until something says that it is over; nothing of ours is left then."""
+        later = list(LATER_MODULES)
         while not self._ending:
-            for key, events in self._selector.select(self._next_due_s()):
+            due_s = self._next_due_s()
+            ready = self._selector.select(min(IDLE_S, due_s or IDLE_S) if later else due_s)
+            if later and not ready and due_s is None:
+                importlib.import_module(later.pop(0))
+                freeze()
+            for key, events in ready:
                 if self._selector.get_map().get(key.fd) is key:  # What came before it has not closed it.
                     key.data(events)
             self._on_due()
@@ -480,4 +487,3 @@ def warm_up(preload: Sequence[str]) -> None:
     for name in (*WARM_MODULES, *preload):
         importlib.import_module(name)
     "warm".encode("idna")  # As a host name is, on its way to a connection.
-    asyncio.new_event_loop().close()

@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -33,6 +31,7 @@ from nomadfn_agent.wire import (
     encode_for_stream,
 )
 
+from nomadfn.adapters.warm_parent import WarmParent
 from nomadfn.exception import UnsupportedError
 from nomadfn.ports import (
     ClusterEvent,
@@ -51,18 +50,6 @@ RESTART_WINDOW_S = 60.0
 """A warm parent that ends more often than MAX_RESTARTS in this time is not started again."""
 GONE_TIMEOUT_S = 5.0
 """The longest wait for processes that were killed, before the adapter goes on without them."""
-PRIVATE_VARIABLES = (
-    "NOMADFN_TOKEN",
-    "NOMADFN_METRICS_TOKEN",
-    "NOMADFN_CONTAINER_ID",
-    "NOMADFN_DATA_URL",
-    "NOMADFN_HTTP_URL",
-)
-"""What the control service's own environment may hold and no container may inherit."""
-
-PRELOADED = ("nomadfn.sdk.app", "nomadfn.exception")
-"""What every program imports: done once here, it is no part of a container's start."""
-
 SIGNAL_NOTES = {
     signal.SIGSEGV: "segmentation fault",
     signal.SIGABRT: "it aborted",
@@ -71,30 +58,6 @@ SIGNAL_NOTES = {
     signal.SIGILL: "illegal instruction",
     signal.SIGKILL: "the kernel kills like that when memory runs out",
 }
-
-
-class WarmParent:
-    """The process that containers are forked from, and this side's end of the socket to it."""
-
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
-        self.process = process
-        self.control = control
-
-    @classmethod
-    def launch(cls) -> WarmParent:
-        """Start it; returns at once, while it imports. Call this before there is an event loop or a thread."""
-        ours, theirs = socket.socketpair()
-        environment = {name: value for name, value in os.environ.items() if name not in PRIVATE_VARIABLES}
-        with theirs:
-            command = [sys.executable, "-P", "-m", "nomadfn_agent", "--supervisor-fd", str(theirs.fileno())]
-            process = subprocess.Popen(
-                [*command, *(f"--preload={name}" for name in PRELOADED)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=environment,
-                start_new_session=True,
-            )
-        return cls(process, ours)
 
 
 class LocalCluster:

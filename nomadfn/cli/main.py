@@ -1,4 +1,4 @@
-"""The command `nomadfn`: the command tree, and what becomes of an error.
+"""The command `nomadfn`: what it begins with, and what becomes of an error. Its commands are in `tree`.
 
     exit code   0  done
                 1  the user's own code raised; its traceback is on stderr
@@ -6,97 +6,34 @@
                 3  nomadfn could not do it; one line on stderr says what happened and what to do
               130  Ctrl-C
 
-What a command needs is imported when it runs, so that `nomadfn --help` answers at once.
+`run` needs a control service, which takes longer to start than anything else: it is begun before even the command
+line is understood.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
+import gc
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
-import typer
-
-from nomadfn.cli import apps, deploy, doctor, functions, render, run, secrets, service
 from nomadfn.exception import Error
 
 EXIT_USER_ERROR = 1
 EXIT_ERROR = 3
 EXIT_INTERRUPTED = 130
 
-cli = typer.Typer(
-    name="nomadfn",
-    help="Serverless Python functions: run them, deploy them, and look after the service that runs them.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-run.register(cli)
-deploy.register(cli)
-render.register(cli)
-service.register(cli)
-doctor.register(cli)
-cli.add_typer(apps.commands, name="app")
-cli.add_typer(functions.commands, name="function")
-cli.add_typer(secrets.commands, name="secret")
-
-
-def _take_profile(commands: typer.Typer) -> None:
-    """Every command takes `--profile`; the choice holds for whatever it starts, too."""
-    for command in commands.registered_commands:
-        if command.callback is not None:
-            command.callback = _with_profile(command.callback)
-    for group in commands.registered_groups:
-        if group.typer_instance is not None:
-            _take_profile(group.typer_instance)
-
-
-def _with_profile(command: Callable[..., Any]) -> Callable[..., Any]:
-    help_text = "The cluster of nomadfn.toml to speak to; `local` is this machine."
-    option = inspect.Parameter(
-        "profile", inspect.Parameter.KEYWORD_ONLY, default=typer.Option(None, help=help_text), annotation="str"
-    )
-
-    @functools.wraps(command)
-    def run_command(*args: Any, profile: str | None = None, **kwargs: Any) -> Any:
-        if profile is not None:
-            os.environ["NOMADFN_PROFILE"] = profile
-        return command(*args, **kwargs)
-
-    signature = inspect.signature(command)
-    run_command.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*signature.parameters.values(), option]
-    )
-    run_command.__annotations__ = {**command.__annotations__, "profile": "str"}
-    return run_command
-
-
-_take_profile(cli)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        service.print_version()
-        raise typer.Exit
-
-
-@cli.callback()
-def _options(
-    version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
-    ),
-) -> None:
-    """Options that stand before a command."""
-
 
 def main() -> None:
     """The entry point; ends the process."""
+    gc.disable()  # Imports make hardly any garbage, and somebody waits for them.
     try:
+        if _will_run(sys.argv[1:]):
+            _begin_service()
+        from nomadfn.cli.tree import cli
+
+        gc.freeze()
+        gc.enable()
         cli(prog_name="nomadfn")
     except Error as error:
         code = _report(error)
@@ -109,6 +46,27 @@ def main() -> None:
     except Exception as error:
         code = _report(error)
     sys.exit(code)
+
+
+def _will_run(words: Sequence[str]) -> bool:
+    """Whether these words certainly are a `run` of a program of this machine; `run` itself looks at all the others."""
+    if words[:1] != ["run"]:
+        return False
+    for place, word in enumerate(words[1:], 2):
+        if not word.startswith("-"):
+            return os.path.isfile(word.partition("::")[0]) and not {"--help", "-h"} & set(words[place:])
+        if word not in ("--quiet", "-q", "--as-modal"):
+            return False
+    return False
+
+
+def _begin_service() -> None:
+    from nomadfn.sdk import private_service
+
+    try:
+        private_service.begin()
+    except Error:
+        pass  # It comes again when the service is asked for, at a better place.
 
 
 def _report(error: Exception) -> int:

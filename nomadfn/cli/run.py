@@ -35,11 +35,11 @@ def run(
     """
     if not context.args:
         context.fail("Missing argument 'FILE[::NAME]'.")
-    from nomadfn.sdk import service
+    from nomadfn.sdk import private_service
 
     reference, *words = context.args
     if os.path.isfile(reference.partition("::")[0]) and not (detach or {"--help", "-h"} & set(words)):
-        service.begin_private()  # It starts while the program is imported.
+        private_service.begin()  # It starts while the program is imported.
     from nomadfn.cli import program
 
     threading.excepthook = program.report_in_thread  # for good: threads may outlive the run

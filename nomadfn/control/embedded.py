@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nomadfn import ports
-from nomadfn.adapters.local import LocalCluster, WarmParent
+from nomadfn.adapters.local import LocalCluster
+from nomadfn.adapters.warm_parent import WarmParent
 from nomadfn.control.serving import StorageError, bind, bring_back, end, taken, url
 from nomadfn.exception import ConflictError, Error, ServiceError
 

@@ -8,24 +8,23 @@ from the start. On a cluster the service stands by until it leads; see `clustere
 from __future__ import annotations
 
 import argparse
-import asyncio
 import atexit
 import contextlib
 import gc
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nomadfn.control.serving import SteppedDownError, StorageError
 from nomadfn.exception import ConflictError, Error, InvalidError
-from nomadfn.profiles import LOCAL, Profile, load_profile
+
+if TYPE_CHECKING:
+    from nomadfn.profiles import Profile
 
 EXIT_USAGE, EXIT_CONFLICT, EXIT_STORAGE, EXIT_STEPPED_DOWN, EXIT_OTHER = 2, 3, 4, 5, 1
 
@@ -38,7 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     private = flags.pop("private")
     chosen = flags.pop("profile")
     try:
-        profile = load_profile(LOCAL if private else chosen)
+        if private:
+            return _run_embedded(flags, ready, lifeline, private)
+        from nomadfn.profiles import load_profile
+
+        profile = load_profile(chosen)
         if profile.is_local:
             return _run_embedded(flags, ready, lifeline, private)
         return _run_clustered(profile, flags, ready)
@@ -47,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_embedded(flags: dict[str, Any], ready: _Ready, lifeline: int | None, private: bool) -> int:
-    from nomadfn.adapters.local import WarmParent
+    from nomadfn.adapters.warm_parent import WarmParent
 
-    parent = WarmParent.launch()
+    parent = WarmParent.launch()  # Before any import that takes time.
     from nomadfn.control import embedded
     from nomadfn.control.settings import load_settings
 
@@ -112,6 +115,8 @@ class _Ready:
         """Say what went wrong in one line; the traceback only for a fault of nomadfn itself."""
         if isinstance(error, SystemExit | KeyboardInterrupt):
             return 0 if isinstance(error, KeyboardInterrupt) else int(error.code or 0)
+        from nomadfn.control.serving import SteppedDownError, StorageError
+
         kind = type(error).__name__ if isinstance(error, Error) else "ServiceError"
         if isinstance(error, StorageError | SteppedDownError):
             kind = "ServiceError"
@@ -132,8 +137,12 @@ class _Ready:
 
 
 def _run(service: Coroutine[Any, Any, int]) -> int:
+    import asyncio
+
     import uvloop
 
+    gc.freeze()
+    gc.enable()
     # A million waiting inputs are no garbage: looking at all of them often would cost more than it gives back.
     gc.set_threshold(50_000, 20, 100)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -150,6 +159,8 @@ def _end_with(lifeline: int, folder: Path | None) -> None:
 
     def remove_folder() -> None:
         if folder is not None and orphaned.is_set():
+            import shutil
+
             shutil.rmtree(folder, ignore_errors=True)
 
     def wait() -> None:

@@ -7,35 +7,25 @@ does, however that happens (it reads a pipe whose other end only this process ho
 
 from __future__ import annotations
 
-import json
 import os
-import select
-import shutil
 import subprocess
-import sys
-import tempfile
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 from nomadfn_agent import context
-from nomadfn_agent.wire.store import MEMORY
 
 from nomadfn import exception
 from nomadfn.profiles import Profile, load_profile
 
+from . import private_service
+from .private_service import data_folder as data_folder
+from .private_service import in_container as in_container
+
 if TYPE_CHECKING:
     from .leader import Leader
-
-START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 15.0
-LOG_TAIL_LINES = 12
-
-_lifelines: set[int] = set()
 
 
 @dataclass
@@ -86,21 +76,7 @@ class ServiceHandle:
         """How a private service ended, with the last lines of its log; None while it runs."""
         if self.process is None or self.data_dir is None or self.process.poll() is None:
             return None
-        return _obituary(self.process, self.data_dir)
-
-
-def data_folder() -> Path:
-    """Where `nomadfn up` keeps its state: NOMADFN_DATA_DIR, else the user's data folder."""
-    chosen = os.environ.get("NOMADFN_DATA_DIR")
-    if chosen:
-        return Path(chosen).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("nomadfn"))
-
-
-def in_container() -> bool:
-    return bool(os.environ.get("NOMADFN_CONTAINER_ID") and os.environ.get("NOMADFN_DATA_URL"))
+        return private_service.obituary(self.process, self.data_dir)
 
 
 def attach() -> ServiceHandle | None:
@@ -168,43 +144,24 @@ def attach_or_start() -> ServiceHandle:
 
 def find_running(data_dir: Path) -> ServiceHandle | None:
     """The service that `nomadfn up` keeps in `data_dir`, if it runs and its port answers."""
-    try:
-        record = json.loads((data_dir / "service.json").read_text())
-        pid, data_url, http_url = int(record["pid"]), str(record["data_url"]), str(record["http_url"])
-    except (OSError, ValueError, KeyError, TypeError):
+    record = private_service.read_record(data_dir)
+    if record is None:
         return None
-    if not _is_alive(pid) or not _answers(data_url):
-        return None
+    pid, data_url, http_url = record
     token = os.environ.get("NOMADFN_TOKEN") or _read_token(data_dir)
     target = f"this machine, the control service of `nomadfn up` (pid {pid}, {http_url})"
     return ServiceHandle(data_url, http_url, token, False, data_dir, target)
 
 
-def begin_private() -> None:
-    """Where `attach_or_start` would start a private service: start it now, so that it comes up beside other work.
-
-    If nobody asks for it, it ends with this process.
-    """
-    global _begun
-    if _begun is None and not in_container() and load_profile().is_local and find_running(data_folder()) is None:
-        _begun = _launch()
-
-
 def start_private() -> ServiceHandle:
-    """Start a control service of this process's own and wait until it serves."""
-    global _begun
-    launch, _begun = _begun, None
-    if launch is not None and launch.surroundings != _surroundings():
-        _end(launch.process, launch.lifeline, launch.folder, os.getpid())  # The program has changed its settings.
-        os.close(launch.ready)
-        launch = None
-    launch = launch or _launch()
+    """Start a control service of this process's own, or take the one that was begun, and wait until it serves."""
+    launch = private_service.take()
     try:
         import websockets.client  # noqa: F401  needed next, and there is time while the service starts
 
-        record = _await_ready(launch.process, launch.ready, launch.folder)
+        record = private_service.await_ready(launch.process, launch.ready, launch.folder)
     except BaseException:
-        _end(launch.process, launch.lifeline, launch.folder, os.getpid())
+        private_service.end(launch.process, launch.lifeline, launch.folder, os.getpid())
         raise
     finally:
         os.close(launch.ready)
@@ -217,120 +174,9 @@ def start_private() -> ServiceHandle:
         target="this machine, a private control service",
         process=launch.process,
     )
-    end = weakref.finalize(handle, _end, launch.process, launch.lifeline, launch.folder, os.getpid())
+    end = weakref.finalize(handle, private_service.end, launch.process, launch.lifeline, launch.folder, os.getpid())
     handle._finalizer = end
     return handle
-
-
-class _Launch(NamedTuple):
-    """A private service that starts."""
-
-    process: subprocess.Popen[bytes]
-    lifeline: int
-    ready: int
-    folder: Path
-    surroundings: tuple[str, dict[str, str]]
-
-
-def _surroundings() -> tuple[str, dict[str, str]]:
-    """What the service's settings depend on."""
-    return os.getcwd(), {name: value for name, value in os.environ.items() if name.startswith("NOMADFN_")}
-
-
-_begun: _Launch | None = None
-
-
-def _launch() -> _Launch:
-    folder = Path(tempfile.mkdtemp(prefix=f"nomadfn-{os.getpid()}-"))
-    lifeline_reader, lifeline = os.pipe()
-    ready, ready_writer = os.pipe()
-    try:
-        with open(folder / "control.log", "ab") as log:
-            command = [sys.executable, "-P", "-m", "nomadfn.control", "--private", "--data-dir", str(folder)]
-            # Where the user's settings have the service that stays, this one would stand in its way.
-            command += ["--host", "127.0.0.1", "--port", "0", "--data-port", "0"]
-            command += ["--web-host", "127.0.0.1", "--web-port", "0"]
-            command += ["--lifeline-fd", str(lifeline_reader), "--ready-fd", str(ready_writer)]
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(lifeline_reader, ready_writer),
-                start_new_session=True,
-            )
-    except BaseException:
-        os.close(lifeline)
-        os.close(ready)
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    finally:
-        os.close(lifeline_reader)
-        os.close(ready_writer)
-    _lifelines.add(lifeline)
-    return _Launch(process, lifeline, ready, folder, _surroundings())
-
-
-def _await_ready(process: subprocess.Popen[bytes], ready: int, folder: Path) -> dict[str, Any]:
-    """The line that the service writes once it serves."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    line = b""
-    while not line.endswith(b"\n"):
-        rest_s = deadline - time.monotonic()
-        if rest_s <= 0 or not select.select([ready], [], [], rest_s)[0]:
-            raise exception.ServiceError(
-                f"the control service did not start within {START_TIMEOUT_S:.0f} s; the machine may be overloaded: "
-                f"try again\n{_log_tail(folder)}".rstrip()
-            )
-        chunk = os.read(ready, 65536)
-        if not chunk:
-            break
-        line += chunk
-    try:
-        record = json.loads(line)
-    except ValueError:
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            pass
-        raise exception.ServiceError(_obituary(process, folder)) from None
-    if "error" in record:
-        kind = getattr(exception, str(record.get("kind", "")), exception.ServiceError)
-        raise kind(str(record["error"]))
-    if not isinstance(record, dict) or "data_url" not in record:
-        raise exception.ServiceError(f"the control service said something unexpected as it started: {record!r}")
-    return record
-
-
-def _obituary(process: subprocess.Popen[bytes], folder: Path) -> str:
-    code = process.poll()
-    what = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-    return f"the private control service ended ({what}); run the program again\n{_log_tail(folder)}".rstrip()
-
-
-def _log_tail(folder: Path) -> str:
-    try:
-        lines = (folder / "control.log").read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    return "\n".join(f"  | {line}" for line in lines[-LOG_TAIL_LINES:])
-
-
-def _end(process: subprocess.Popen[bytes], lifeline: int, folder: Path, owner: int) -> None:
-    """Let go of the lifeline, wait until the service is gone, and remove its folder."""
-    if os.getpid() != owner:
-        return
-    _lifelines.discard(lifeline)
-    os.close(lifeline)
-    try:
-        process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    memory = folder / "blobs" / MEMORY
-    if memory.is_symlink():  # The service was killed: else it would have removed that itself.
-        shutil.rmtree(memory.readlink(), ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read_token(folder: Path) -> str:
@@ -338,34 +184,3 @@ def _read_token(folder: Path) -> str:
         return (folder / "token").read_text().strip()
     except OSError:
         return ""
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _answers(url: str) -> bool:
-    import socket
-
-    parts = urlsplit(url)
-    try:
-        socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 80), 2.0).close()
-    except OSError:
-        return False
-    return True
-
-
-def _let_go_in_child() -> None:
-    """A forked child must not hold the lifelines: the services would outlive this process."""
-    for lifeline in _lifelines:
-        os.close(lifeline)
-    _lifelines.clear()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)

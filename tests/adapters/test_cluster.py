@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 from contract_cluster import ClusterContract, ClusterWorld, Watched
 
-from nomadfn.adapters.local import LocalCluster, WarmParent
+from nomadfn.adapters.local import LocalCluster
 from nomadfn.adapters.memory import MemoryCluster
+from nomadfn.adapters.warm_parent import WarmParent
 from nomadfn.ports import ClusterEvent, ContainerEnded, Placement
 
 

@@ -24,7 +24,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 
-from nomadfn.adapters.local import WarmParent
+from nomadfn.adapters.warm_parent import WarmParent
 
 TOKEN = "nf_test"
 WAIT_S = 30.0

@@ -13,7 +13,8 @@ import uvloop
 from agent_harness import TOKEN, WAIT_S, Listener, is_running, wait_until
 from nomadfn_agent import wire
 
-from nomadfn.adapters.local import MAX_RESTARTS, LocalCluster, WarmParent, describe_exit, usable_cores
+from nomadfn.adapters.local import MAX_RESTARTS, LocalCluster, describe_exit, usable_cores
+from nomadfn.adapters.warm_parent import WarmParent
 from nomadfn.ports import ClusterLost, ContainerEnded, ContainerOutput, ContainerStarted, Placement
 
 

@@ -43,7 +43,21 @@ def modules_after(program: str) -> set[str]:
         pytest.param(
             "import nomadfn.sdk.app", (*SERVERS, "asyncio", "cloudpickle", "http.client"), 200, id="a program"
         ),
-        pytest.param(WARM, (*SERVERS, "picows", "uvloop", "sqlite3"), 310, id="the warm parent"),
+        pytest.param(
+            "import nomadfn.sdk.private_service",
+            (*SERVERS, "asyncio", "msgspec", "websockets", "nomadfn_agent"),
+            125,
+            id="the begin of a private service",
+        ),
+        pytest.param(
+            "import nomadfn.control.main, nomadfn.adapters.warm_parent",
+            (*SERVERS, "asyncio", "msgspec", "dataclasses"),
+            90,
+            id="what stands before the warm parent",
+        ),
+        pytest.param(
+            WARM, (*SERVERS, "picows", "uvloop", "sqlite3", "asyncio", "cloudpickle"), 260, id="the warm parent"
+        ),
         pytest.param(SERVICE, (*SERVERS, "cloudpickle", "websockets"), 340, id="a private control service"),
     ],
 )
