@@ -34,7 +34,7 @@ QUICK_PENDING, FULL_PENDING = 100_000, 1_000_000
 def compile_product() -> None:
     """As an installation by pip does, and an editable one does not: else each start would compile what it imports."""
     for package in (nomadfn, nomadfn_agent):
-        compileall.compile_dir(str(Path(package.__file__).parent), quiet=1)
+        compileall.compile_dir(os.path.dirname(str(package.__file__)), quiet=1)
 
 
 def main() -> None:
