@@ -107,6 +107,18 @@ variable "service_provider" {
   default     = "consul"
 }
 
+variable "web_port" {
+  description = "Of each instance's gateway, which other machines reach then: 0 is a free port, and -1 is none."
+  type        = number
+  default     = -1
+}
+
+variable "web_service" {
+  description = "Name under which gateways are announced; the one of the leader alone is healthy."
+  type        = string
+  default     = "nomadfn-web"
+}
+
 variable "check_interval" {
   type    = string
   default = "5s"
@@ -129,6 +141,7 @@ variable "kill_timeout" {
 
 locals {
   has_image = contains(["docker", "podman"], var.driver)
+  has_web   = var.web_port >= 0
 }
 
 job "nomadfn-control" {
@@ -169,6 +182,14 @@ job "nomadfn-control" {
     network {
       port "http" {}
       port "data" {}
+
+      dynamic "port" {
+        for_each = local.has_web ? [0] : []
+        labels   = ["web"]
+        content {
+          static = var.web_port > 0 ? var.web_port : null
+        }
+      }
     }
 
     service {
@@ -182,6 +203,25 @@ job "nomadfn-control" {
         path     = "/healthz"
         interval = var.check_interval
         timeout  = "2s"
+      }
+    }
+
+    # A standby does not answer web requests, and is none the worse for it.
+    dynamic "service" {
+      for_each = local.has_web ? [0] : []
+      content {
+        name     = var.web_service
+        provider = var.service_provider
+        port     = "web"
+        tags     = [var.cluster]
+
+        check {
+          type      = "http"
+          path      = "/-/healthz"
+          interval  = "2s"
+          timeout   = "2s"
+          on_update = "ignore"
+        }
       }
     }
 
@@ -227,7 +267,10 @@ job "nomadfn-control" {
         NOMADFN_PORT      = "${NOMAD_PORT_http}"
         NOMADFN_DATA_PORT = "${NOMAD_PORT_data}"
         NOMADFN_DATA_DIR  = "${NOMAD_TASK_DIR}/control"
-      })
+        }, local.has_web ? {
+        NOMADFN_WEB_HOST = "${NOMAD_IP_web}"
+        NOMADFN_WEB_PORT = "${NOMAD_PORT_web}"
+      } : {})
 
       dynamic "template" {
         for_each = var.has_secrets ? [0] : []

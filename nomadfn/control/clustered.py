@@ -52,6 +52,7 @@ from nomadfn.control.serving import SteppedDownError, StorageError, bind, end, t
 from nomadfn.control.settings import Settings, load_settings
 from nomadfn.control.standby import Front
 from nomadfn.control.tokens import Identity, Tokens
+from nomadfn.control.web_front import WebFront
 from nomadfn.core.core import Core
 from nomadfn.core.limits import Limits
 from nomadfn.exception import ConflictError, InvalidError, ServiceError
@@ -87,16 +88,19 @@ async def serve(profile: Profile, settings: Settings, tell: Callable[[dict[str, 
         asyncio.get_running_loop().add_signal_handler(number, end, ended, None)
     http = bind(settings.host, settings.port, "port")
     http_url = url("http", settings.host, http.getsockname()[1])
-    tokens = Tokens(settings.token, derived=True, metrics=settings.metrics_token)
+    tokens = Tokens(settings.token, derived=True, metrics=settings.metrics_token, web=settings.web_token)
+    web = WebFront.bound(settings, settings.web_port)
     front = Front(tokens)
     server = await api.serve_api(front, http)
-    member = _Member(profile, settings, tokens, http_url, front, ended)
+    await web.start()
+    member = _Member(profile, settings, tokens, http_url, front, web, ended)
     try:
         await member.open_blobs()
         await member.register()
         tell({"http_url": http_url, "target": str(profile)})
         fault = await member.serve()
     finally:
+        await web.close()
         await server.close()
         await member.close()
     if fault is not None:
@@ -108,7 +112,14 @@ class _Member:
     """One instance among the control services of a cluster."""
 
     def __init__(
-        self, profile: Profile, settings: Settings, tokens: Tokens, http_url: str, front: Front, ended: Ended
+        self,
+        profile: Profile,
+        settings: Settings,
+        tokens: Tokens,
+        http_url: str,
+        front: Front,
+        web: WebFront,
+        ended: Ended,
     ) -> None:
         self._profile = profile
         self._settings = settings
@@ -116,6 +127,7 @@ class _Member:
         self._tokens = tokens
         self._http_url = http_url
         self._front = front
+        self._web = web
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._store = ConsulStore(consul_settings(profile))
@@ -221,6 +233,8 @@ class _Member:
         on_overrides = service.operations.overrides.take
         registry.watch(PREFIX, lambda entries: self._soon(on_overrides, entries), on_fault=self._log)
         app = api.create_api(service, service.desk, max_body_bytes=self._settings.max_body_bytes)
+        service.web.adopt(self._settings, self._web)
+        await service.web.open()
         self._front.lead(app, service.leader())
         announce = partial(self._lease.announce, http_url=self._http_url, data_url=service.address.data_url)
         await in_thread(announce)
@@ -228,6 +242,8 @@ class _Member:
         fault = await self._ended
         self._log("hands over; its containers run on" if fault is None else str(fault))
         listener.close()
+        if fault is None:
+            await service.web.leave()
         await service.leave(self._lease.release)
         await cluster.leave()
         await in_thread(registry.close)

@@ -16,6 +16,7 @@ from nomadfn_agent import wire
 from nomadfn_agent.wire import web
 
 from nomadfn.control.visits import Gone, Visit, close_websocket
+from nomadfn.control.web_front import answer, refuse
 from nomadfn.control.web_routes import Headers, Route, Routes
 from nomadfn.exception import AuthError, PermissionDeniedError
 
@@ -30,7 +31,14 @@ CLOSE_S = 10.0
 DRAIN_S = 30.0
 """How long a websocket stays open whose container is to end."""
 DRAIN_POLL_S = 1.0
-HEALTH_PATH = b"/-/healthz"
+DRAIN_STEP_S = 0.02
+NOT_FOUND: tuple[int, str, Headers] = (
+    404,
+    "no web function is at this address; `nomadfn function list` shows where they are",
+    [],
+)
+LEAVE_S = 5.0
+"""How long requests may take to end whose control service does."""
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -45,15 +53,16 @@ class Gateway:
         self._service = service
         self._max_body_bytes = max_body_bytes
         self._websockets: set[Visit] = set()
+        self._open = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         headers: Headers = scope["headers"]
         raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
         route = self.routes.find(raw_path, headers)
         is_websocket = scope["type"] == "websocket"
-        refusal = _not_found(raw_path) if route is None else self._refusal(route, headers)
+        refusal = NOT_FOUND if route is None else self._refusal(route, headers)
         if refusal is not None:
-            await refuse(is_websocket, receive, send, *refusal)
+            await refuse(scope, receive, send, *refusal)
             return
         assert route is not None
         path: str = scope["path"]
@@ -74,10 +83,22 @@ class Gateway:
             scope["client"],
             scope["server"],
         )
-        if is_websocket:
-            await self._websocket(route, request, scope, receive, send)
-        else:
-            await self._http(route, request, scope, receive, send)
+        self._open += 1
+        try:
+            if is_websocket:
+                await self._websocket(route, request, scope, receive, send)
+            else:
+                await self._http(route, request, scope, receive, send)
+        finally:
+            self._open -= 1
+
+    async def drain(self) -> None:
+        """Returns when no request is open any more, or after LEAVE_S. Websockets are closed."""
+        for visit in self._websockets:
+            visit.end_for_drain()
+        end = self._service.loop.time() + LEAVE_S
+        while self._open and self._service.loop.time() < end:
+            await asyncio.sleep(DRAIN_STEP_S)
 
     def _refusal(self, route: Route, headers: Headers) -> tuple[int, str, Headers] | None:
         if route.web.requires_proxy_auth and (why := self._check_key(route, headers)):
@@ -109,7 +130,7 @@ class Gateway:
     async def _http(self, route: Route, request: web.Request, scope: Message, receive: Receive, send: Send) -> None:
         length = _content_length(request.headers)
         if length > self._max_body_bytes:
-            await refuse(False, receive, send, 413, self._too_large(), [])
+            await refuse(scope, receive, send, 413, self._too_large(), [])
             return
         first = await receive()
         if first["type"] != "http.request":
@@ -249,28 +270,8 @@ async def _send_websocket(message: web.FromApp, send: Send) -> None:
             await send({"type": "websocket.http.response.body", "body": data, "more_body": more})
 
 
-def _not_found(raw_path: bytes) -> tuple[int, str, Headers]:
-    if raw_path == HEALTH_PATH:
-        return 200, "ok", []
-    return 404, "no web function is at this address; `nomadfn function list` shows where they are", []
-
-
 def _content_length(headers: Headers) -> int:
     for name, value in headers:
         if name == b"content-length":
             return int(value) if value.isdigit() else 0
     return 0
-
-
-async def refuse(is_websocket: bool, receive: Receive, send: Send, status: int, text: str, headers: Headers) -> None:
-    """Answer without the function; a websocket is refused with the same response."""
-    if is_websocket:
-        await receive()
-    await answer(send, status, text, headers, "websocket.http.response" if is_websocket else "http.response")
-
-
-async def answer(send: Send, status: int, text: str, headers: Headers, kind: str = "http.response") -> None:
-    body = f"{text}\n".encode()
-    plain = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
-    await send({"type": f"{kind}.start", "status": status, "headers": [*plain, *headers]})
-    await send({"type": f"{kind}.body", "body": body})

@@ -4,8 +4,8 @@ One name everywhere. `capacity` is `capacity = 4` under `[control]` in the file,
 environment and `--capacity 4` as a flag; `limits.pending_inputs` stands under `[limits]`, and is
 `NOMADFN_LIMITS_PENDING_INPUTS` in the environment. A wrong value is refused with its source and what is accepted.
 The token is never in the file nor a flag: `NOMADFN_TOKEN`, or the file `token` in the data folder, and
-`NOMADFN_METRICS_TOKEN` for who reads `/metrics`. The data folder
-itself is not in the file either, because programs look for the service there without reading the file.
+`NOMADFN_METRICS_TOKEN` for who reads `/metrics`, `NOMADFN_WEB_TOKEN` for web functions that ask for one. The data
+folder itself is not in the file either, because programs look for the service there without reading the file.
 
 A cluster's profile has the same settings in tables of its own, `[profiles.NAME.control]` and `.limits`, and beside
 them `[profiles.NAME.job]`, for the Nomad jobs of its functions.
@@ -280,6 +280,8 @@ _KINDS |= {
         "cpu_mhz": _whole(1, 1_000_000),
         "memory_mib": _whole(10, 1 << 30),
         "kill_timeout": _TEXT,
+        "web_port": _whole(-1, 65_535),
+        "web_service": _TEXT,
     }.items()
 }
 _LIMITS = {name.partition(".")[2] for name in _KINDS if name.startswith("limits.")}

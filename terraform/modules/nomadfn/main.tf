@@ -37,12 +37,14 @@ locals {
     service_provider = var.control.service_provider
     check_interval   = var.control.check_interval
     kill_timeout     = var.control.kill_timeout
+    web_service      = var.control.web_service
   }
   expressions = {
     instances   = var.control.instances
     priority    = var.control.priority
     cpu_mhz     = var.control.cpu_mhz
     memory_mib  = var.control.memory_mib
+    web_port    = var.control.web_port
     args        = var.control.args
     datacenters = var.datacenters
     constraints = var.constraints
@@ -76,6 +78,7 @@ resource "nomad_variable" "control" {
     var.blob_credentials,
     { NOMADFN_TOKEN = local.token },
     var.metrics_token != null ? { NOMADFN_METRICS_TOKEN = var.metrics_token } : {},
+    var.web_token != null ? { NOMADFN_WEB_TOKEN = var.web_token } : {},
     var.nomad_acl ? { NOMAD_TOKEN = nomad_acl_token.control[0].secret_id } : {},
     var.consul_acl ? { CONSUL_HTTP_TOKEN = data.consul_acl_token_secret_id.control[0].secret_id } : {},
   )

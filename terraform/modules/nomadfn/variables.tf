@@ -56,6 +56,18 @@ variable "metrics_token" {
   }
 }
 
+variable "web_token" {
+  description = "A token, nf_ and so on like nomadfn's own, for web functions with requires_proxy_auth and nothing else. Without one, the owner's is needed for that."
+  type        = string
+  default     = null
+  sensitive   = true
+
+  validation {
+    condition     = var.web_token == null || can(regex("^nf_[A-Za-z0-9_-]{16,}$", var.web_token))
+    error_message = "A token starts with nf_ and has at least 16 letters, digits, - or _ behind it."
+  }
+}
+
 variable "nomad_address" {
   description = "Where the control services find Nomad, on the nodes that they run on."
   type        = string
@@ -202,6 +214,8 @@ variable "control" {
     service          = optional(string, "nomadfn-control")
     service_provider = optional(string, "consul")
     check_interval   = optional(string, "5s")
+    web_port         = optional(number, -1)
+    web_service      = optional(string, "nomadfn-web")
   })
   nullable = false
 
@@ -244,7 +258,7 @@ variable "environment" {
   default     = {}
 
   validation {
-    condition     = length(setintersection(keys(var.environment), ["NOMADFN_TOKEN", "NOMADFN_METRICS_TOKEN", "NOMAD_TOKEN", "CONSUL_HTTP_TOKEN"])) == 0
+    condition     = length(setintersection(keys(var.environment), ["NOMADFN_TOKEN", "NOMADFN_METRICS_TOKEN", "NOMADFN_WEB_TOKEN", "NOMAD_TOKEN", "CONSUL_HTTP_TOKEN"])) == 0
     error_message = "Tokens do not belong into environment, which everyone sees who may read the job; this module hands them over as a Nomad variable."
   }
 }
