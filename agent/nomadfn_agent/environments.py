@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from .wire import ImageSpec, ImageStep, image_id
 from .wire.image import FILES
+from .wire.places import environments_folder, find_uv
 
 READY = "nomadfn-ready.json"
 BUILD_S = 3600.0
@@ -59,17 +60,15 @@ def is_needed(image: ImageSpec) -> bool:
 
 def root() -> str:
     """The folder of all environments, made where it is not there yet."""
-    chosen = os.environ.get("NOMADFN_ENVIRONMENTS")
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    places = [environments_folder()]
     task = os.environ.get("NOMAD_TASK_DIR")
-    places = [chosen] if chosen else [os.path.join(cache, "nomadfn", "environments")]
-    if task and not chosen:
+    if task and not os.environ.get("NOMADFN_ENVIRONMENTS"):
         places.append(os.path.join(task, "environments"))
     for place in places:
         try:
             os.makedirs(place, exist_ok=True)
             if os.access(place, os.W_OK):
-                return os.path.abspath(place)
+                return place
         except OSError:
             pass
     raise BuildError(
@@ -164,7 +163,7 @@ class _Run:
         }
 
     def make_environment(self, image: ImageSpec) -> None:
-        python = _interpreter(image.python, self._uv)
+        python = _interpreter(image, self._uv)
         site = ["--system-site-packages"] if image.registry else []
         if self._uv:
             command = [self._uv, "venv", "--quiet", "--no-project", "--no-config", *site, "--python", python]
@@ -320,25 +319,29 @@ def _linked(kind: str, names: Sequence[str]) -> str:
     return target
 
 
-def find_uv() -> str:
-    """Where uv is, beside this Python or on PATH; empty where it is not."""
-    beside = os.path.join(os.path.dirname(sys.executable), "uv")
-    local = os.path.join(os.path.expanduser("~"), ".local", "bin", "uv")
-    found = [beside, shutil.which("uv") or "", local]
-    return next((one for one in found if one and os.access(one, os.X_OK)), "")
-
-
-def _interpreter(version: str, uv: str) -> str:
-    """The Python to make an environment with: this one where it fits, else one that uv or PATH has."""
+def _interpreter(image: ImageSpec, uv: str) -> str:
+    """The Python to make an environment with: this one where it fits, else the program's, or one that is found."""
+    version = image.python
     if version in ("", _own_minor(), _own_version()):
         base = getattr(sys, "_base_executable", "") or sys.executable
         return base if os.access(base, os.X_OK) else sys.executable
+    if image.interpreter and _has_version(image.interpreter, version):
+        return image.interpreter
     if uv:
         return version
     found = shutil.which(f"python{_minor(version)}")
     if found is None:
         raise BuildError(f"there is no python{_minor(version)} on PATH{_no_python_help(version)}")
     return found
+
+
+def _has_version(python: str, version: str) -> bool:
+    program = "import sys; print('.'.join(map(str, sys.version_info[:3])))"
+    try:
+        done = subprocess.run([python, "-I", "-c", program], capture_output=True, text=True, timeout=30.0)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return f"{done.stdout.strip()}.".startswith(f"{version}.")
 
 
 def _no_python_help(version: str) -> str:
@@ -404,7 +407,8 @@ def _alone(path: str, id: str, until: float) -> Iterator[int]:
 
 
 def clean(folder: str, spared: str = "") -> None:
-    """Remove environments that nobody uses beyond those that were used last."""
+    """Remove environments that nobody uses beyond those that were used last, and what killed builds have left."""
+    _sweep(folder)
     with contextlib.suppress(ValueError):
         kept = int(os.environ.get("NOMADFN_ENVIRONMENTS_KEPT", KEPT))
         found = []
@@ -415,6 +419,19 @@ def clean(folder: str, spared: str = "") -> None:
         for _, id in sorted(found, reverse=True)[max(1, kept) :]:
             if id != spared:
                 _remove(folder, id)
+
+
+def _sweep(folder: str) -> None:
+    """Links to what is gone, and the working folders of builds that were killed long ago."""
+    old = time.time() - 2 * BUILD_S
+    for entry in list(os.scandir(folder)):
+        with contextlib.suppress(OSError):
+            stale = entry.name.startswith((".build-", ".links-")) and entry.stat().st_mtime < old
+            if entry.name.startswith(("own-", "libraries-")):
+                inside = [os.path.join(entry.path, name) for name in os.listdir(entry.path)]
+                stale = any(os.path.islink(one) and not os.path.exists(one) for one in inside)
+            if stale:
+                shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _remove(folder: str, id: str) -> None:

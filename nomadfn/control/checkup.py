@@ -10,7 +10,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import requests
@@ -29,6 +28,7 @@ from nomadfn.control.clustered import (
     nomad_address,
     open_blobs,
 )
+from nomadfn.control.findings import Finding, uv_finding
 from nomadfn.control.settings import Settings
 from nomadfn.core import gpus
 from nomadfn.exception import Error, NotFoundError, PermissionDeniedError, ServiceError
@@ -39,16 +39,12 @@ OLDEST_NOMAD = (1, 6, 0)
 CLOCK_S = 5.0
 PROBE_S = 60.0
 ANSWER_S = 5.0
-PROBE = "import sys; print('python', '.'.join(map(str, sys.version_info[:3])))"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One part: `ok` is None where nothing is wrong and yet something is worth to know."""
-
-    part: str
-    ok: bool | None
-    text: str
+PROBE = """
+import os, shutil, sys
+print('python', '.'.join(map(str, sys.version_info[:3])))
+here = [os.path.dirname(sys.executable), os.environ.get('PATH', ''), os.path.expanduser('~/.local/bin')]
+print('uv', shutil.which('uv', path=os.pathsep.join(here)) or '')
+"""
 
 
 def check(profile: Profile, settings: Settings, probe: bool) -> Iterator[Finding]:
@@ -169,7 +165,7 @@ def _check_nomad(profile: Profile, settings: Settings, nomad: NomadApi, probe: b
     else:
         yield from _check_nodes(nomad_words.read_nodes(stubs), job)
     if probe and rights.ok:
-        yield _attempt("Python", lambda: _probe(nomad, job), "")
+        yield from _python(nomad, job)
 
 
 def _rights(nomad: NomadApi, job: JobSettings, has_identities: bool) -> Finding:
@@ -265,8 +261,22 @@ def _check_nodes(nodes: list[nomad_words.Node], job: JobSettings) -> Iterator[Fi
         yield Finding("GPUs", None, text)
 
 
-def _probe(nomad: NomadApi, job: JobSettings) -> str:
-    """Run the driver's Python for a moment; says which it is. Raises `ServiceError` where it does not run."""
+def _python(nomad: NomadApi, job: JobSettings) -> Iterator[Finding]:
+    uv = ""
+
+    def look() -> str:
+        nonlocal uv
+        python, uv = _probe(nomad, job)
+        return python
+
+    python = _attempt("Python", look, "")
+    yield python
+    if python.ok:
+        yield uv_finding(uv)
+
+
+def _probe(nomad: NomadApi, job: JobSettings) -> tuple[str, str]:
+    """Run the driver's Python for a moment; says which it is, and where uv is. Raises `ServiceError`."""
     rendered = jobspec.render(Needs("doctor", "probe", max_containers=1), job)
     made = nomad.parse(rendered.hcl, rendered.variables)
     made |= {"ID": f"{rendered.job_id}-doctor", "Name": "nomadfn-doctor", "Type": "batch", "Update": None}
@@ -284,15 +294,16 @@ def _probe(nomad: NomadApi, job: JobSettings) -> str:
         nomad.deregister(made["ID"])
 
 
-def _await_probe(nomad: NomadApi, job_id: str, job: JobSettings) -> str:
+def _await_probe(nomad: NomadApi, job_id: str, job: JobSettings) -> tuple[str, str]:
     deadline = time.monotonic() + PROBE_S
     while time.monotonic() < deadline:
         for alloc in nomad.allocations_of(job_id):
             if alloc["ClientStatus"] == "complete":
-                said = nomad.log_tail(alloc["ID"], nomad_words.TASK, "stdout", 200).strip()
+                told = nomad.log_tail(alloc["ID"], nomad_words.TASK, "stdout", 2000)
+                said, _, uv = told.strip().partition("\n")
                 if tuple(map(int, said.removeprefix("python ").split(".")[:2])) < (3, 11):
                     raise ServiceError(f"{job.python} is {said}; functions need Python 3.11 or newer: set job.python")
-                return f"{job.python} is {said} with the driver {job.driver}"
+                return f"{job.python} is {said} with the driver {job.driver}", uv.removeprefix("uv").strip()
             if alloc["ClientStatus"] == "failed":
                 why = nomad_words.describe_end(alloc)
                 raise ServiceError(f"{job.python} does not run with the driver {job.driver}: {why}; set job.python")

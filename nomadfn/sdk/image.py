@@ -339,6 +339,7 @@ class Image(metaclass=_Meta):
             registry=self._registry,
             steps=[step() for step in self._steps],
             workdir=self._workdir,
+            interpreter=getattr(sys, "_base_executable", "") or sys.executable,
             once=self._once,
         )
 

@@ -83,7 +83,7 @@ def test_an_environment_is_made_once_and_then_only_used(
 
 def test_each_recipe_has_an_environment_of_its_own_whatever_its_working_directory() -> None:
     one = installs("tiny==1.0")
-    assert image_id(one) == image_id(msgspec.structs.replace(one, workdir="/srv"))
+    assert image_id(one) == image_id(msgspec.structs.replace(one, workdir="/srv", interpreter="/usr/bin/python3"))
     others = [installs("tiny==1.1"), installs("tiny==1.0", tool="uv"), installs("tiny==1.0", python="3.12")]
     others.append(msgspec.structs.replace(one, once="x"))
     assert len({image_id(image) for image in (one, *others)}) == 5
@@ -176,6 +176,17 @@ def test_a_python_that_is_not_there_is_named_with_the_way_out(
     assert "install Python 3.99 on this machine, or leave python_version out" in capsys.readouterr().out
 
 
+def test_the_programs_own_python_is_taken_where_it_has_the_version(tmp_path: Path) -> None:
+    for name, version in (("right", "3.99.4"), ("wrong", "3.98.1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {version}\n")
+        (tmp_path / name).chmod(0o755)
+    chosen = [
+        environments._interpreter(ImageSpec(python="3.99", interpreter=str(tmp_path / name)), "uv")
+        for name in ("right", "wrong", "absent")
+    ]
+    assert chosen == [str(tmp_path / "right"), "3.99", "3.99"]
+
+
 def test_variables_of_a_step_are_there_while_it_runs_and_tokens_are_not(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +245,16 @@ def test_old_environments_go_but_none_that_is_used(
     os.close(used[1])
     environments.clean(str(folder))
     assert [image for image in images if (folder / image).exists()] == images[2:]
+
+
+def test_links_to_an_agent_that_is_gone_and_what_killed_builds_left_are_swept(tmp_path: Path, folder: Path) -> None:
+    for name in ("own-1", "libraries-2", "libraries-3.12-x", ".build-old", ".build-new"):
+        (folder / name).mkdir(parents=True)
+    (folder / "own-1" / "nomadfn").symlink_to(tmp_path / "gone")
+    (folder / "libraries-2" / "msgspec").symlink_to(tmp_path)
+    os.utime(folder / ".build-old", (0, 0))
+    environments.clean(str(folder))
+    assert sorted(one.name for one in folder.iterdir()) == [".build-new", "libraries-2", "libraries-3.12-x"]
 
 
 def test_what_the_agent_needs_of_shared_libraries_is_what_the_package_says() -> None:

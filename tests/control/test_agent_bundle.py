@@ -21,6 +21,7 @@ import pytest
 from nomadfn_agent import bootstrap
 from starlette.applications import Starlette
 from starlette.types import Message
+from tiny_packages import write_wheel
 
 from nomadfn.control import agent_bundle, api
 from nomadfn.control.agent_bundle import FILES, LIBRARIES, MAX_BUNDLES, Bundle, Bundles, Target, build
@@ -77,6 +78,37 @@ def test_all_that_a_program_may_import_is_in_it(bundle: Bundle, tmp_path: Path) 
     )
     done = subprocess.run([sys.executable, "-I", "-S", "-c", check], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_unpacked_agent_makes_environments_and_lends_itself_to_their_python(bundle: Bundle, tmp_path: Path) -> None:
+    run(bundle.data, tmp_path)
+    [folder] = tmp_path.glob("nomadfn-agent-*/")
+    write_wheel(tmp_path / "wheels", "tiny", "1.0")
+    make = (
+        f"import sys; sys.path.insert(0, {str(folder)!r})\n"
+        "from nomadfn_agent import environments, image_parents\n"
+        "from nomadfn_agent.wire import ImageSpec, ImageStep, image_id\n"
+        f"arguments = ['tiny==1.0', '--no-index', '--find-links={tmp_path / 'wheels'}']\n"
+        "image = ImageSpec(steps=[ImageStep(tool='pip', arguments=arguments)])\n"
+        "assert environments.build(image) == 0\n"
+        "path, lock = environments.use(image_id(image))\n"
+        "print(path, *environments.import_folders(path), sep='\\n')\n"
+    )
+    env = {"NOMADFN_ENVIRONMENTS": str(tmp_path / "environments"), "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    command = [sys.executable, "-I", "-S", "-c", make]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    path, own, libraries = done.stdout.splitlines()[-3:]
+    check = (
+        f"import sys; sys.path.insert(0, {own!r}); sys.path.append({libraries!r})\n"
+        "import nomadfn, nomadfn_agent.runner, nomadfn.sdk.app, websockets.client, cloudpickle, tiny\n"
+        "print(nomadfn.__file__, websockets.__file__, tiny.__file__, sep='\\n')\n"
+    )
+    done = subprocess.run([f"{path}/bin/python", "-I", "-c", check], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    places = [str(Path(one).parent) for one in done.stdout.splitlines()]
+    assert places[:2] == [f"{own}/nomadfn", f"{libraries}/websockets"]
+    assert places[2].startswith(path)
 
 
 def test_what_is_unpacked_is_compiled_already_and_used_again(bundle: Bundle, tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 from cluster_world import ClusterWorld, made_on_double
 from consul_server import ConsulServer
 from tiny_packages import write_wheel
-from world import World
+from world import World, eventually
 
 pytestmark = [pytest.mark.consul, pytest.mark.timeout(240)]
 
@@ -87,6 +89,50 @@ def test_the_agent_of_an_allocation_makes_the_environment_and_shows_its_log(any_
         assert f"{function}#0 │ Building image im-" in done.err
     made = Path(world.env["NOMADFN_ENVIRONMENTS"])
     assert len([one for one in made.glob("im-*") if one.is_dir()]) == 2
+
+
+LONG = """
+    import os, time
+    import nomadfn
+
+    app = nomadfn.App("long")
+    slim = nomadfn.Image.debian_slim()
+
+    @app.function(image=slim.pip_install("tiny==1.0", find_links={wheels!r}, extra_options="--no-index"), timeout=200)
+    def wait(gate):
+        import tiny
+        os.close(os.open(f"{{gate}}-{{time.monotonic_ns()}}", os.O_CREAT | os.O_EXCL))
+        while not os.path.exists(gate):
+            time.sleep(0.02)
+        return tiny.__version__
+"""
+CALL = """
+    import sys
+    import nomadfn
+
+    print(nomadfn.Function.from_name("long", "wait").remote(sys.argv[1]))
+"""
+
+
+def test_a_container_of_an_image_goes_on_under_the_next_leader(any_world: ClusterWorld, tmp_path: Path) -> None:
+    world, gate = any_world, tmp_path / "gate"
+    first = world.start_control()
+    world.led()
+    second = world.start_control()
+    eventually(lambda: "standing by" in second.out, second)
+    wheels = world.folder.parent / "wheels"
+    write_wheel(wheels, "tiny", "1.0")
+    world.write("long.py", LONG.format(wheels=str(wheels)))
+    world.write("call.py", CALL)
+    world.nomadfn("deploy", "long.py", timeout_s=120).ok()
+    call = world.start(sys.executable, "call.py", gate)
+    eventually(lambda: list(tmp_path.glob("gate-*")), "it runs", 90)
+    first.process.send_signal(signal.SIGSTOP)
+    eventually(lambda: "leads at" in second.out, second, 90)
+    gate.touch()
+    assert call.wait(90).ok().out == "1.0\n"
+    assert len(list(tmp_path.glob("gate-*"))) == 1, "it ran once"
+    first.process.kill()
 
 
 def test_a_container_image_becomes_that_of_the_job_and_needs_a_driver_that_has_one(any_world: ClusterWorld) -> None:

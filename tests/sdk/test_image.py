@@ -117,7 +117,7 @@ def test_an_app_gives_its_image_to_the_functions_without_one() -> None:
     specs = [one._complete("m", one.name, "") for one in (first, second)]
     assert [environment.merge(one, {}).get("WHOSE") for one in specs] == ["app", "function"]
     assert environment.merge(specs[1], {})["ORDER"] == "secret"
-    assert [one.image for one in specs] == [wire.ImageSpec(python=HERE)] * 2
+    assert [one.image for one in specs] == [spec_of(own)] * 2
 
 
 def test_another_python_than_the_programs_is_refused_with_the_way_out() -> None:

@@ -32,6 +32,8 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     steps: list[ImageStep] = []
     workdir: str = ""
     """Where containers work. No part of the environment."""
+    interpreter: str = ""
+    """Where the program's own Python is: good for the environment where that machine is this one."""
     once: str = ""
     """With `force_build`: what tells this run's environment from every other one."""
 
@@ -40,5 +42,5 @@ def image_id(image: ImageSpec) -> str:
     """The environment's name: equal recipes have equal ones, wherever they are made."""
     import hashlib
 
-    recipe = msgspec.json.encode(msgspec.structs.replace(image, workdir=""), order="sorted")
+    recipe = msgspec.json.encode(msgspec.structs.replace(image, workdir="", interpreter=""), order="sorted")
     return "im-" + hashlib.sha256(recipe).hexdigest()[:ID_LENGTH]
