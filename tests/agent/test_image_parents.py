@@ -172,8 +172,8 @@ def test_an_environment_that_cannot_start_containers_says_what_its_python_said(
 ) -> None:
     assert environments.build(image) == 0
     site = next((tmp_path / "environments" / image_id(image)).glob("lib/python*/site-packages"))
-    (site / "cloudpickle").mkdir()
-    (site / "cloudpickle" / "__init__.py").write_text("raise RuntimeError('broken on purpose')\n")
+    (site / "msgspec").mkdir()
+    (site / "msgspec" / "__init__.py").write_text("raise RuntimeError('broken on purpose')\n")
     host.parents.start(start("ct-1", image))
     host.until(lambda: host.of(Ended))
     (ended,) = host.of(Ended)
