@@ -15,17 +15,20 @@ if TYPE_CHECKING:
     from nomadfn import exception
     from nomadfn.exception import Error
     from nomadfn.sdk.app import App, LocalEntrypoint
+    from nomadfn.sdk.cls import Cls
     from nomadfn.sdk.context import enable_output, is_local
     from nomadfn.sdk.function import Function
     from nomadfn.sdk.function_call import FunctionCall
     from nomadfn.sdk.image import Image
     from nomadfn.sdk.options import Retries
-    from nomadfn.sdk.partial import batched, concurrent
+    from nomadfn.sdk.parameters import parameter
+    from nomadfn.sdk.partial import batched, concurrent, enter, exit, method
     from nomadfn.sdk.secret import Secret
     from nomadfn.sdk.web import asgi_app, fastapi_endpoint, web_endpoint, web_server, wsgi_app
 
 __all__ = [
     "App",
+    "Cls",
     "Error",
     "Function",
     "FunctionCall",
@@ -39,9 +42,13 @@ __all__ = [
     "current_function_call_id",
     "current_input_id",
     "enable_output",
+    "enter",
     "exception",
+    "exit",
     "fastapi_endpoint",
     "is_local",
+    "method",
+    "parameter",
     "web_endpoint",
     "web_server",
     "wsgi_app",
@@ -49,6 +56,7 @@ __all__ = [
 
 _HOMES = {
     "App": "nomadfn.sdk.app",
+    "Cls": "nomadfn.sdk.cls",
     "Error": "nomadfn.exception",
     "Function": "nomadfn.sdk.function",
     "FunctionCall": "nomadfn.sdk.function_call",
@@ -62,8 +70,12 @@ _HOMES = {
     "current_function_call_id": "nomadfn_agent.context",
     "current_input_id": "nomadfn_agent.context",
     "enable_output": "nomadfn.sdk.context",
+    "enter": "nomadfn.sdk.partial",
+    "exit": "nomadfn.sdk.partial",
     "fastapi_endpoint": "nomadfn.sdk.web",
     "is_local": "nomadfn.sdk.context",
+    "method": "nomadfn.sdk.partial",
+    "parameter": "nomadfn.sdk.parameters",
     "web_endpoint": "nomadfn.sdk.web",
     "web_server": "nomadfn.sdk.web",
     "wsgi_app": "nomadfn.sdk.web",

@@ -48,7 +48,7 @@ def list_functions(
         rows.append(
             [
                 one["app"],
-                one["name"],
+                _name(one),
                 one["pending"],
                 one["running"],
                 one["containers"],
@@ -70,9 +70,15 @@ def call_function(
     keyword: list[str] = typer.Option([], "--keyword", "-k", metavar="NAME=VALUE", help="One by keyword; repeatable."),
     deadline: float = typer.Option(None, metavar="SECONDS", help="Give up if it has not been started by then."),
     priority: int = typer.Option(0, help="-100 to 100; higher goes first."),
+    parameter: list[str] = typer.Option(
+        [], "--parameter", "-p", metavar="NAME=VALUE", help="One of the class, for a method; repeatable."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
-    """Call a function and print its result, or each value of a generator. Waits until the function is done."""
+    """Call a function, or a method as CLASS.METHOD, and print its result, or each value of a generator.
+
+    Waits until it is done.
+    """
     from nomadfn.cli.api_client import FunctionError, connect, path
 
     body: dict[str, Any] = {
@@ -81,6 +87,8 @@ def call_function(
     }
     body |= {"deadline": deadline, "priority": priority}
     service = connect()
+    if parameter:
+        body["parameters"] = _parameters(service.ask("GET", path("apps", app, "functions", name)), parameter)
     route = path("apps", app, "functions", name, "call", wait_s=CALL_WAIT_S)
     try:
         content = service.call(route, body, CALL_WAIT_S + MARGIN_S)
@@ -122,7 +130,9 @@ def explain_function(app: str = APP, name: str = NAME, as_json: bool = JSON) -> 
         return
     changed = changes_line(content["changed"]) if content["overridden"] else ""
     ready = sum(1 for one in content["containers"] if one["state"] != "starting")
-    print(f"{content['app']} {content['name']}")
+    print(f"{content['app']} {_name(content)}")
+    if content["methods"]:
+        print(f"methods     {', '.join(content['methods'])}")
     if content.get("web_url"):
         print(f"answers at  {content['web_url']}")
     print(f"settings    {settings_line(content['settings'])}{changed}")
@@ -151,6 +161,13 @@ def explain_function(app: str = APP, name: str = NAME, as_json: bool = JSON) -> 
         output.print_table(("decided", "count", "reason"), rows, "")
 
 
+def _name(function: dict[str, Any]) -> str:
+    """A variant's name alone says little: its parameters, and what was changed, stand behind it."""
+    said = {**function["arguments"], **function["changes"]} if function["variant_of"] else {}
+    text = ", ".join(f"{name}={value}" for name, value in said.items())
+    return f"{function['name']} ({text if len(text) <= 60 else text[:59] + '…'})" if said else str(function["name"])
+
+
 def _tell_what_keeps_it(service: ApiClient, app: str, name: str, told: str) -> str:
     """Print it once; returns it."""
     from nomadfn.cli import output
@@ -170,6 +187,16 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _parameters(function: dict[str, Any], words: list[str]) -> dict[str, Any]:
+    """Values of a class's parameters; one that is text there is text, whatever it looks like."""
+    types = {one["name"]: one["type"] for one in function["spec"]["parameters"]}
+    given = {}
+    for word in words:
+        name, value = _pair(word)
+        given[name] = word.partition("=")[2] if types.get(name) == "str" else value
+    return given
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -19,6 +19,7 @@ from nomadfn.cli import output
 from nomadfn.exception import DeprecationError, Error, InputCancellation, NotFoundError
 
 if TYPE_CHECKING:
+    from nomadfn.cli.methods import Method
     from nomadfn.sdk.app import App, LocalEntrypoint
     from nomadfn.sdk.function import Function
 
@@ -36,11 +37,16 @@ class Program:
     module: ModuleType
     apps: list[App]
 
-    def runnable(self) -> LocalEntrypoint | Function[Any, Any]:
-        """The entrypoint or function to run. Ends the process with code 2 where the name does not say which."""
+    def runnable(self) -> LocalEntrypoint | Function[Any, Any] | Method:
+        """The entrypoint, function or method to run. Ends the process with code 2 where the name does not say which."""
+        from nomadfn.cli.methods import methods_of
+
         entrypoints = {name: one for app in self.apps for name, one in app.registered_entrypoints.items()}
-        functions = {name: one for app in self.apps for name, one in app.registered_functions.items()}
-        everything: dict[str, LocalEntrypoint | Function[Any, Any]] = {**functions, **entrypoints}
+        functions: dict[str, Function[Any, Any] | Method] = {
+            name: one for app in self.apps for name, one in app.registered_functions.items()
+        }
+        functions |= {one.name: one for app in self.apps for one in methods_of(app)}
+        everything: dict[str, LocalEntrypoint | Function[Any, Any] | Method] = {**functions, **entrypoints}
         if self.name:
             if self.name not in everything:
                 self._refuse_name(f"{self.file} has no entrypoint or function {self.name}", everything)

@@ -19,6 +19,7 @@ from . import code, options, service
 from .blocking import Scope, blocking, off_loop
 from .calls import storing
 from .client import Client, activate, deactivate
+from .cls import Cls
 from .function import Function
 from .progress import LogPrinter, Observer
 from .unsupported import ON_APP
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+C = TypeVar("C", bound=type)
 
 STOP_TIMEOUT_S = 30.0
 LOST_STOP_TIMEOUT_S = 3.0
@@ -100,6 +102,7 @@ class App:
         self.name = options.check_name("app" if name is None else name, "app name")
         self.image = options.image(image, f"{self.name!r} of App")
         self.registered_functions: dict[str, Function[Any, Any]] = {}
+        self.registered_classes: dict[str, Cls] = {}
         self.registered_entrypoints: dict[str, LocalEntrypoint] = {}
         self.deployment: Deployment | None = None
         self._running: Running | None = None
@@ -139,6 +142,24 @@ class App:
             made = Function._define(self, function, dict(settings))
             self._register(made)
             return made
+
+        return decorate
+
+    def cls(self, *misplaced: Any, **settings: Unpack[options.FunctionSettings]) -> Callable[[C], C]:
+        """Make a class of this app, whose `@method()`s run in containers. The settings are those of `FunctionSettings`.
+
+        What it gives is a `Cls`, and it is typed as the class itself, so that type checkers know its methods. Raises
+        InvalidError for a class or a setting that cannot be, DeprecationError for an old name, and UnsupportedError
+        for a setting that only Modal has.
+        """
+        if misplaced:
+            what = f"@app.cls above {getattr(misplaced[0], '__name__', misplaced[0])!s}"
+            raise InvalidError(f"{what} needs parentheses: write @app.cls()")
+
+        def decorate(target: C) -> C:
+            made = Cls._define(self, target, dict(settings))
+            self._register(made)
+            return made  # type: ignore[return-value]
 
         return decorate
 
@@ -223,7 +244,7 @@ class App:
             )
         if self._running is not None:
             raise InvalidError(f"{self!r} runs already; call its functions inside that `with app.run():`")
-        if not self.registered_functions:
+        if not (self.registered_functions or self.registered_classes):
             raise InvalidError(f"{self!r} has no functions; put @app.function() above one")
         if detach and (await off_loop(service.attach)) is None:
             raise InvalidError("a detached run needs a control service that stays; start one with `nomadfn up`")
@@ -267,19 +288,27 @@ class App:
             await off_loop(client.handle.close)
         observer.stopped(self.name, cancelled)
 
-    def _register(self, function: Function[Any, Any]) -> None:
-        known = self.registered_functions.get(function.name)
-        if known is not None and not _same_place(known.raw_f, function.raw_f):
+    def _register(self, one: Function[Any, Any] | Cls) -> None:
+        known = self.registered_functions.get(one.name) or self.registered_classes.get(one.name)
+        if known is not None and not _same_place(known.raw_f, one.raw_f):
+            if isinstance(known, Cls) or isinstance(one, Cls):
+                raise InvalidError(
+                    f"{self!r} has two things called {one.name!r}, and one is a class; call one of them something else"
+                )
             raise InvalidError(
-                f"{self!r} has two functions called {function.name!r}; give one of them @app.function(name='...')"
+                f"{self!r} has two functions called {one.name!r}; give one of them @app.function(name='...')"
             )
-        self.registered_functions[function.name] = function
+        if isinstance(one, Cls):
+            self.registered_classes[one.name] = one
+        else:
+            self.registered_functions[one.name] = one
 
     def _spec(self, client: Client, welcome: wire.Welcome) -> wire.AppSpec:
         """The app as the control service knows it; its code is put into the blob store."""
         functions: list[wire.FunctionSpec] = []
         modules: list[str] = []
-        for function in self.registered_functions.values():
+        parts = [*self.registered_functions.values(), *(one._function for one in self.registered_classes.values())]
+        for function in parts:
             origin = code.origin_of(function.raw_f, serialized=function.serialized)
             digest = ""
             if origin.module:
@@ -289,7 +318,7 @@ class App:
                 with storing(f"function {function.name}", len(data)):
                     digest = client.blobs.write_code(data)
             functions.append(function._complete(origin.module, origin.qualname, digest))
-        images = [one.image for one in self.registered_functions.values() if one.image is not None]
+        images = [one.image for one in parts if one.image is not None]
         named = [name for image in images for name in image._modules]
         archive, ref = code.pack(modules, named, as_modal=as_modal)
         if archive:
@@ -307,6 +336,12 @@ def find_function(app: str, name: str) -> Function[Any, Any]:
     """What a pickled function of an app becomes: the function itself where it is known, else a reference to it."""
     owner = find_app(app)
     return owner.registered_functions.get(name) or Function._refer(owner, name)
+
+
+def find_class(app: str, name: str) -> Cls:
+    """As `find_function`, for a class."""
+    owner = find_app(app)
+    return owner.registered_classes.get(name) or Cls._make(Function._refer(owner, name))
 
 
 def to_builtins(value: Any) -> Any:

@@ -95,6 +95,7 @@ class SingleCall:
         data: bytes,
         is_ref: bool,
         options: CallOptions = NO_OPTIONS,
+        method: str = "",
     ) -> None:
         self.id = new_call_id()
         self.outcome: Pending[Outcome | None] = Pending()
@@ -110,6 +111,7 @@ class SingleCall:
             [0] if is_ref else [],
             options.priority,
             parent=current_input_id() or "",
+            method=method,
         )
 
     def submit(self) -> None:
@@ -151,9 +153,11 @@ class StreamCall:
         kind: int,
         window: int,
         options: CallOptions = NO_OPTIONS,
+        method: str = "",
     ) -> None:
         self.id = new_call_id()
         self._options = options
+        self._method = method
         self._parent = current_input_id() or ""
         self.arrived: deque[tuple[list[int], list[int], list[bytes], int]] = deque()
         self.submitted = 0
@@ -367,4 +371,5 @@ class StreamCall:
             options.priority,
             options.rest_s,
             self._parent,
+            self._method,
         )

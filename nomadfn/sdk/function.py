@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, Unpack
 
 import msgspec
 from nomadfn_agent import wire
@@ -19,6 +20,7 @@ from .client import default_client
 from .partial import Partial
 from .pools import PoolVerbs
 from .target import Target
+from .variants import Asked, Changes, VariantSettings, ask
 from .verbs import CallVerbs
 
 if TYPE_CHECKING:
@@ -30,9 +32,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _MODAL_ONLY = {
-    "with_options": "give the settings to @app.function",
-    "with_concurrency": "give the settings to @app.function",
-    "with_batching": "call the function with lists",
     "experimental_spawn_map": "use fn.spawn_map(...)",
     "shell": "run a shell on the machine itself",
 }
@@ -52,6 +51,8 @@ class Function(CallVerbs, PoolVerbs, web.WebVerbs, Generic[P, R]):
     _secrets: tuple[Secret, ...]
     _image: Image | None
     _found: Target | None
+    _variants: dict[bytes, Asked]
+    """What was asked for of late, see `variants`."""
 
     def __init__(self) -> None:
         raise InvalidError("a Function is made by @app.function() or Function.from_name(app, name)")
@@ -67,24 +68,31 @@ class Function(CallVerbs, PoolVerbs, web.WebVerbs, Generic[P, R]):
         self._secrets = ()
         self._image = None
         self._found = None
+        self._variants = {}
         return self
 
     @classmethod
     def _define(cls, app: App, function: Callable[P, R], settings: dict[str, Any]) -> Function[P, R]:
         """What `@app.function(...)` does."""
         said: dict[str, Any] = {}
+        from .cls import Cls
+
         if isinstance(function, Partial):
+            function.refuse_outside_class()
             said, function = function.fields(), function.raw_f
         owner = getattr(function, "__name__", repr(function))
         if isinstance(function, Function):
             raise InvalidError(f"function {function.name}: it has @app.function() twice; leave one out")
-        if inspect.isclass(function):
-            raise InvalidError(f"class {owner}: @app.function() is for functions; classes are not supported yet")
+        if inspect.isclass(function) or isinstance(function, Cls):
+            raise InvalidError(f"class {owner}: @app.function() is for functions; put @app.cls() above a class")
         if not inspect.isfunction(function):
             raise InvalidError(f"@app.function() needs a function that is defined with `def`, not {function!r}")
         qualname = function.__qualname__.rpartition("<locals>.")[2]
         if "." in qualname:
-            raise InvalidError(f"function {qualname}: methods are not supported; define it outside of its class")
+            raise InvalidError(
+                f"function {qualname}: it is in a class: put @nomadfn.method() above it instead, and @app.cls() above "
+                f"the class"
+            )
         self = cls._make(app, app.name, options.check_name(settings.get("name") or owner, "function name"))
         spec = options.make_spec(settings, self.name)
         self._secrets = options.secrets(settings.get("secrets"), self.name)
@@ -184,6 +192,30 @@ class Function(CallVerbs, PoolVerbs, web.WebVerbs, Generic[P, R]):
             raise DeprecationError("Function.keep_warm is an old name; use update_autoscaler(min_containers=...)")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    # Variants of it.
+
+    def with_options(self, **settings: Unpack[VariantSettings]) -> Function[P, R]:
+        """The same function with other settings, which has containers of its own. None leaves a setting as it is.
+
+        What a later call says takes the place of what an earlier one said; `env` is added to the function's own, and
+        `secrets` take the place of its. `min_containers` is 0 unless it is given here. Raises InvalidError, or
+        UnsupportedError for what only Modal has.
+
+            f.with_options(memory=4096, timeout=600).remote(x)
+        """
+        return self._vary(Changes.of_options(settings, self.name))
+
+    def with_concurrency(self, *, max_inputs: int, target_inputs: int | None = None) -> Function[P, R]:
+        """The same function with containers of its own that run so many inputs at once, as `@concurrent` says it."""
+        return self._vary(Changes.of_concurrency(f"{self.name}.with_concurrency", max_inputs, target_inputs))
+
+    def with_batching(self, *, max_batch_size: int, wait_ms: int) -> Function[P, R]:
+        """The same `@batched` function with containers of its own, and with other batches."""
+        return self._vary(Changes.of_batching(f"{self.name}.with_batching", max_batch_size, wait_ms))
+
+    def _vary(self, changes: Changes) -> Function[P, R]:
+        return Variant._of(self, changes, {})
+
     # Calling it.
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -227,3 +259,53 @@ class Function(CallVerbs, PoolVerbs, web.WebVerbs, Generic[P, R]):
             self._spec = msgspec.convert(found["spec"], wire.FunctionSpec) if found.get("spec") else None
             self._found = Target(client, found["function_id"], False, web_url=found.get("web_url", ""))
         return self._found
+
+
+class Variant(Function[P, R]):
+    """A function with other settings or, of a class, with the parameters of one instance."""
+
+    _base: Function[P, R]
+    _changes: Changes
+    _arguments: Mapping[str, Any]
+    _asked: Asked | None
+
+    @classmethod
+    def _of(cls, base: Function[P, R], changes: Changes, arguments: Mapping[str, Any]) -> Variant[P, R]:
+        self = cls._make(base._app, base.app_name, base.name)
+        assert isinstance(self, Variant)
+        self._base = base
+        self._changes = changes
+        self._arguments = arguments
+        self._asked = None
+        self.serialized = base.serialized
+        if "raw_f" in vars(base):
+            self.raw_f = base.raw_f
+            functools.update_wrapper(self, base.raw_f, updated=())
+        return self
+
+    @property
+    def spec(self) -> wire.FunctionSpec | None:
+        """The settings of what it is a variant of; None where only its name is known."""
+        return self._base.spec
+
+    @property
+    def is_generator(self) -> bool:
+        return self._base.is_generator
+
+    def _vary(self, changes: Changes) -> Function[P, R]:
+        return Variant._of(self._base, self._changes.over(changes), self._arguments)
+
+    async def _target(self) -> Target:
+        base = await self._base._target()
+        if not self._changes and not self._arguments:
+            return base
+        if self._asked is None or not self._asked.answers(base):
+            self._asked = await ask(base, self._base._variants, self._changes, self._arguments)
+        return replace(base, function_id=self._asked.function_id)
+
+    def __repr__(self) -> str:
+        said = "".join(f", {name}={value!r}" for name, value in self._arguments.items())
+        return f"<Variant {self.app_name}.{self.name}{said}>"
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Variant._of, (self._base, self._changes, dict(self._arguments))

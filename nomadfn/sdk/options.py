@@ -12,6 +12,7 @@ from nomadfn.core import environment
 from nomadfn.exception import DeprecationError, InvalidError, UnsupportedError
 
 from . import gpu as gpus
+from .owners import said
 
 if TYPE_CHECKING:
     from .image import Image
@@ -53,6 +54,7 @@ UNSUPPORTED = {
     "proxy": "set HTTPS_PROXY with env={...}",
     "cloud": "containers run on your own machines; leave it out",
     "region": "containers run on your own machines; leave it out",
+    "routing_region": "containers run on your own machines; leave it out",
     "nonpreemptible": "containers are not preempted; leave it out",
     "enable_memory_snapshot": "containers are forked from a warm parent already; leave it out",
     "block_network": "containers have the network of their machine; leave it out",
@@ -141,23 +143,24 @@ def check_name(name: object, what: str) -> str:
     return name
 
 
-def check_known(settings: Mapping[str, Any], owner: str) -> None:
+def check_known(settings: Mapping[str, Any], owner: str, accepted: Collection[str] = SETTINGS) -> None:
     """Refuse what `@app.function` does not take, with the way out."""
+    decorator = "@app.cls" if owner.startswith("class ") else "@app.function"
+    if accepted is not SETTINGS:
+        decorator = "with_options"
     for name, value in settings.items():
         if name in RENAMED:
-            raise DeprecationError(f"function {owner}: {name} is an old name; use {RENAMED[name]} instead")
+            raise DeprecationError(f"{said(owner)}: {name} is an old name; use {RENAMED[name]} instead")
         if name in UNSUPPORTED:
             if value is None or value is False or (isinstance(value, (list, tuple, dict, set)) and not value):
                 continue
             if name == "include_source" and value is True:
                 continue
             raise UnsupportedError(
-                f"function {owner}: {name}= of @app.function is not supported by nomadfn; {UNSUPPORTED[name]}"
+                f"{said(owner)}: {name}= of {decorator} is not supported by nomadfn; {UNSUPPORTED[name]}"
             )
-        if name not in SETTINGS:
-            raise InvalidError(
-                f"function {owner}: @app.function has no setting {name!r}; it takes {', '.join(SETTINGS)}"
-            )
+        if name not in accepted:
+            raise InvalidError(f"{said(owner)}: {decorator} has no setting {name!r}; it takes {', '.join(accepted)}")
 
 
 def make_spec(settings: Mapping[str, Any], owner: str) -> wire.FunctionSpec:
@@ -166,6 +169,34 @@ def make_spec(settings: Mapping[str, Any], owner: str) -> wire.FunctionSpec:
     `owner` is the function's name, for the errors. Raises InvalidError, DeprecationError or UnsupportedError.
     """
     check_known(settings, owner)
+    return _checked_spec(settings, owner)
+
+
+VARIANT_FIELDS = {
+    "cpu": "cpu",
+    "memory": "memory_mib",
+    "gpu": "gpu",
+    "env": "env",
+    "retries": "retries",
+    "timeout": "timeout_s",
+}
+"""What `with_options` may change of a spec, and the field that it is."""
+VARIANT_SCALING = ("min_containers", "max_containers", "buffer_containers", "scaledown_window")
+
+
+def check_variant(settings: Mapping[str, Any], owner: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `with_options` is given, checked: fields of a spec, and of its autoscaler. None stands for not given.
+
+    Raises InvalidError, DeprecationError or UnsupportedError.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    check_known(given, owner, (*VARIANT_FIELDS, "secrets", *VARIANT_SCALING))
+    spec = _checked_spec(given, owner)
+    scaling = check_autoscaler(owner, *(given.get(name) for name in VARIANT_SCALING))
+    return {field: getattr(spec, field) for name, field in VARIANT_FIELDS.items() if name in given}, scaling
+
+
+def _checked_spec(settings: Mapping[str, Any], owner: str) -> wire.FunctionSpec:
     get = settings.get
     timeout_s = _seconds(get("timeout"), "timeout", TIMEOUT_RANGE_S, DEFAULT_TIMEOUT_S, owner)
     return wire.FunctionSpec(
@@ -203,13 +234,13 @@ def check_autoscaler(
         if value is None:
             continue
         if not _is_int(value) or value < low:
-            raise InvalidError(f"function {owner}: {name}={value!r} must be a whole number, {low} or more")
+            raise InvalidError(f"{said(owner)}: {name}={value!r} must be a whole number, {low} or more")
         given[name] = value
     if scaledown_window is not None:
         given["scaledown_window_s"] = _seconds(scaledown_window, "scaledown_window", SCALEDOWN_RANGE_S, 60, owner)
     if "min_containers" in given and "max_containers" in given and given["min_containers"] > given["max_containers"]:
         raise InvalidError(
-            f"function {owner}: min_containers={given['min_containers']} is more than "
+            f"{said(owner)}: min_containers={given['min_containers']} is more than "
             f"max_containers={given['max_containers']}; raise max_containers or lower min_containers"
         )
     return given
@@ -227,7 +258,7 @@ def _seconds(value: Any, name: str, bounds: tuple[int, int], default: float, own
         return float(default)
     low, high = bounds
     if not _is_number(value) or not low <= value <= high:
-        raise InvalidError(f"function {owner}: {name}={value!r} must be from {low} to {high:,} seconds")
+        raise InvalidError(f"{said(owner)}: {name}={value!r} must be from {low} to {high:,} seconds")
     return float(value)
 
 
@@ -238,7 +269,7 @@ def _retries(value: Any, owner: str) -> wire.RetryPolicy:
         return wire.RetryPolicy(value.max_retries, value.backoff_coefficient, value.initial_delay, value.max_delay)
     if not _is_int(value) or value < 0:
         raise InvalidError(
-            f"function {owner}: retries={value!r} must be a whole number, 0 or more, or Retries(max_retries=...)"
+            f"{said(owner)}: retries={value!r} must be a whole number, 0 or more, or Retries(max_retries=...)"
         )
     return wire.RetryPolicy(max_retries=value, backoff_coefficient=1.0, initial_delay_s=1.0)
 
@@ -247,7 +278,7 @@ def _cpu(value: Any, owner: str) -> float | None:
     if value is None:
         return None
     if not _is_number(value) or not 0 < value <= 1024:
-        raise InvalidError(f"function {owner}: cpu={value!r} must be a number of cores, such as cpu=2 or cpu=0.5")
+        raise InvalidError(f"{said(owner)}: cpu={value!r} must be a number of cores, such as cpu=2 or cpu=0.5")
     return float(value)
 
 
@@ -255,7 +286,7 @@ def _memory(value: Any, owner: str) -> int | None:
     if value is None:
         return None
     if not _is_int(value) or value < 1:
-        raise InvalidError(f"function {owner}: memory={value!r} must be a whole number of MiB, such as memory=1024")
+        raise InvalidError(f"{said(owner)}: memory={value!r} must be a whole number of MiB, such as memory=1024")
     return int(value)
 
 
@@ -263,9 +294,9 @@ def _env(value: Any, owner: str) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise InvalidError(f"function {owner}: env= must be a dictionary of strings, such as env={{'A': '1'}}")
+        raise InvalidError(f"{said(owner)}: env= must be a dictionary of strings, such as env={{'A': '1'}}")
     given = {name: text for name, text in value.items() if text is not None}
-    return environment.check(given, f"function {owner}: env=")
+    return environment.check(given, f"{said(owner)}: env=")
 
 
 def secrets(value: Any, owner: str) -> tuple[Secret, ...]:
@@ -275,12 +306,10 @@ def secrets(value: Any, owner: str) -> tuple[Secret, ...]:
     from .secret import Secret
 
     if isinstance(value, Secret) or not isinstance(value, Collection) or isinstance(value, str):
-        raise InvalidError(f"function {owner}: secrets= must be a list, such as secrets=[Secret.from_name('database')]")
+        raise InvalidError(f"{said(owner)}: secrets= must be a list, such as secrets=[Secret.from_name('database')]")
     for one in value:
         if not isinstance(one, Secret):
-            raise InvalidError(
-                f"function {owner}: secrets= has a {type(one).__name__}; it takes what Secret.from_… made"
-            )
+            raise InvalidError(f"{said(owner)}: secrets= has a {type(one).__name__}; it takes what Secret.from_… made")
     return tuple(value)
 
 

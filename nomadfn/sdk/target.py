@@ -28,6 +28,8 @@ class Target:
     options: CallOptions = NO_OPTIONS
     web_url: str = ""
     """Of a web function, which takes its inputs there and nowhere else."""
+    method: str = ""
+    """Of a class: which of its methods."""
 
 
 def packer(target: Target, function: str, kwargs: Mapping[str, Any], *, durable: bool) -> maps.Packer:

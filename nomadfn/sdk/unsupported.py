@@ -6,17 +6,11 @@ from nomadfn.exception import UnsupportedError
 
 _PLANNED = "it is planned for a later release; until then "
 _FOLDER = "use a folder of the machine's own file system"
-_CLASS = _PLANNED + "use a function that keeps what it has loaded in a global variable"
 _WEB = "use @app.function() with @nomadfn.web_server(port), or with @nomadfn.asgi_app()"
 _SCHEDULE = _PLANNED + "call the function from cron with `nomadfn function call`"
 _OWN = "nomadfn runs on machines of your own, where it is not needed"
 
 INSTEAD = {
-    "Cls": _CLASS,
-    "method": _CLASS,
-    "enter": _CLASS,
-    "exit": _CLASS,
-    "parameter": _CLASS,
     "Cron": _SCHEDULE,
     "Period": _SCHEDULE,
     "Volume": _FOLDER,
@@ -53,7 +47,6 @@ INSTEAD = {
 }
 
 ON_APP = {
-    "cls": _CLASS,
     "server": _WEB,
     "include": "define the functions on one app, in one or several modules that import it",
     "lookup": "use nomadfn.Function.from_name for a deployed function, or nomadfn.App(name) to define one",

@@ -60,7 +60,7 @@ class CallVerbs:
         target = await self._target_of("remote")
         client = target.client
         data, is_ref = await packer(target, self.name, kwargs, durable=False).apart(args)
-        call = SingleCall(client, target.function_id, wire.REMOTE, data, is_ref, target.options)
+        call = SingleCall(client, target.function_id, wire.REMOTE, data, is_ref, target.options, target.method)
         client.begin(call)
         call.submit()
         try:
@@ -89,7 +89,7 @@ class CallVerbs:
         """Hand in one input and return once it is safe; it runs whatever becomes of this program."""
         target = await self._target_of("spawn")
         data, is_ref = await packer(target, self.name, kwargs, durable=True).apart(args)
-        call = SingleCall(target.client, target.function_id, wire.SPAWN, data, is_ref, target.options)
+        call = SingleCall(target.client, target.function_id, wire.SPAWN, data, is_ref, target.options, target.method)
         target.client.begin(call)
         call.submit()
         await call.outcome
@@ -101,7 +101,9 @@ class CallVerbs:
         inputs = maps.Inputs(iterables, spread=False, owner=f"{self.name}.spawn_map")
         target = await self._target_of("spawn_map")
         client = target.client
-        call = StreamCall(client, target.function_id, self.name, wire.SPAWN_MAP, SPAWN_WINDOW, target.options)
+        call = StreamCall(
+            client, target.function_id, self.name, wire.SPAWN_MAP, SPAWN_WINDOW, target.options, target.method
+        )
         client.begin(call)
         try:
             await maps.put_all(call, inputs, packer(target, self.name, kwargs or {}, durable=True), client.later)
@@ -187,7 +189,7 @@ class CallVerbs:
         window = client.connect().map_window
         if max_ahead is not None:
             window = min(window, max_ahead)
-        call = StreamCall(client, target.function_id, self.name, wire.MAP, window, target.options)
+        call = StreamCall(client, target.function_id, self.name, wire.MAP, window, target.options, target.method)
         if in_event_loop() and not client.blobs.is_here():
             inputs.never_blocks = False  # what is large goes over HTTP, and the loop shall not wait for that
         items = iter(()) if inputs.is_async else inputs.iterator()

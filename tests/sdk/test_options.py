@@ -144,7 +144,7 @@ def test_misuse_of_the_decorator_is_refused_with_the_fix() -> None:
         app.function(f)
     with pytest.raises(InvalidError, match=r"write @app\.local_entrypoint\(\)"):
         app.local_entrypoint(f)
-    with pytest.raises(InvalidError, match="classes are not supported yet"):
+    with pytest.raises(InvalidError, match=r"put @app\.cls\(\) above a class"):
         app.function()(type("C", (), {}))
     with pytest.raises(InvalidError, match="needs a function"):
         app.function()(len)
@@ -154,7 +154,7 @@ def test_misuse_of_the_decorator_is_refused_with_the_fix() -> None:
 
 def test_methods_are_refused() -> None:
     app = App("methods")
-    with pytest.raises(InvalidError, match="methods are not supported"):
+    with pytest.raises(InvalidError, match=r"put @nomadfn.method\(\) above it instead"):
 
         class C:
             @app.function()

@@ -67,7 +67,7 @@ def test_functions_apps_and_calls_pickle_as_references() -> None:
 
 def test_parts_of_modals_function_and_call_are_refused_by_name() -> None:
     function: Any = modal.Function.from_name("elsewhere", "g")
-    for name in ("with_options", "shell"):
+    for name in ("shell", "experimental_spawn_map"):
         with pytest.raises(UnsupportedError, match=name):
             getattr(function, name)
     with pytest.raises(DeprecationError, match="update_autoscaler"):
@@ -81,7 +81,7 @@ def test_parts_of_modals_function_and_call_are_refused_by_name() -> None:
             wrong()
 
 
-@pytest.mark.parametrize("name", ["cls", "include", "lookup"])
+@pytest.mark.parametrize("name", ["include", "lookup"])
 def test_parts_of_modals_app_are_refused_by_name(name: str) -> None:
     with pytest.raises(UnsupportedError, match=rf"App\.{name} is not supported by nomadfn; "):
         getattr(modal.App("refused"), name)

@@ -1,0 +1,8 @@
+"""Whom an error is about."""
+
+from __future__ import annotations
+
+
+def said(owner: str) -> str:
+    """`function f` for a name, and `class C` for one that says so itself."""
+    return owner if owner.startswith("class ") else f"function {owner}"
