@@ -67,7 +67,7 @@ def test_exactly_the_bad_ones_fail_and_each_good_one_has_one_result(
         assert alone.count(index) == 1 + retries, "only what raises alone uses up a retry"
     done = sum(map(len, given))
     halvings = math.ceil(math.log2(size)) + 1 if size > 1 else 1
-    assert done <= count + len(bad) * (1 + retries) * size * 2
+    assert done <= count + len(bad) * (1 + retries) * (2 * size + halvings)
     assert len(given) <= math.ceil(count / size) + len(bad) * (1 + retries) * (2 * halvings + 2)
     if kind == wire.MAP:
         found = statuses(world)
