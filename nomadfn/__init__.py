@@ -23,17 +23,20 @@ if TYPE_CHECKING:
     from nomadfn.sdk.options import Retries
     from nomadfn.sdk.parameters import parameter
     from nomadfn.sdk.partial import batched, concurrent, enter, exit, method
+    from nomadfn.sdk.schedule import Cron, Period
     from nomadfn.sdk.secret import Secret
     from nomadfn.sdk.web import asgi_app, fastapi_endpoint, web_endpoint, web_server, wsgi_app
 
 __all__ = [
     "App",
     "Cls",
+    "Cron",
     "Error",
     "Function",
     "FunctionCall",
     "Image",
     "LocalEntrypoint",
+    "Period",
     "Retries",
     "Secret",
     "asgi_app",
@@ -57,11 +60,13 @@ __all__ = [
 _HOMES = {
     "App": "nomadfn.sdk.app",
     "Cls": "nomadfn.sdk.cls",
+    "Cron": "nomadfn.sdk.schedule",
     "Error": "nomadfn.exception",
     "Function": "nomadfn.sdk.function",
     "FunctionCall": "nomadfn.sdk.function_call",
     "Image": "nomadfn.sdk.image",
     "LocalEntrypoint": "nomadfn.sdk.app",
+    "Period": "nomadfn.sdk.schedule",
     "Retries": "nomadfn.sdk.options",
     "Secret": "nomadfn.sdk.secret",
     "asgi_app": "nomadfn.sdk.web",

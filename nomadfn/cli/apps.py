@@ -7,7 +7,12 @@ import time
 
 import typer
 
-commands = typer.Typer(help="Apps: list, stop, logs, history, rollback.", no_args_is_help=True, rich_markup_mode=None)
+from nomadfn.cli import info
+
+commands = typer.Typer(
+    help="Apps: list, info, stop, logs, history, rollback.", no_args_is_help=True, rich_markup_mode=None
+)
+info.register_app(commands)
 
 
 @commands.command("list")

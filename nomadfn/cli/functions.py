@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from nomadfn.cli import scale
+from nomadfn.cli import info, scale
 from nomadfn.cli.scale import APP, JSON, NAME, changes_line, settings_line
 
 if TYPE_CHECKING:
     from nomadfn.cli.api_client import ApiClient
 
 commands = typer.Typer(
-    help="Functions: list, call, scale, explain, stats.",
+    help="Functions: list, info, call, scale, explain, stats.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 scale.register(commands)
+info.register_function(commands)
 EXIT_USER_ERROR = 1
 CALL_WAIT_S = 2
 """A call that takes longer says what keeps its function from the containers that it wants, if anything does."""
@@ -41,7 +42,9 @@ def list_functions(
     if as_json:
         output.print_json(functions)
         return
-    columns = ("app", "function", "pending", "running", "containers", "starting", "min", "max", "buffer", "window")
+    columns = ["app", "function", "pending", "running", "containers", "starting", "min", "max", "buffer", "window"]
+    scheduled = any(one["schedule"] for one in functions)
+    columns += ["next run"] if scheduled else []
     rows = []
     for one in functions:
         settings = one["settings"]
@@ -57,6 +60,7 @@ def list_functions(
                 settings["max_containers"],
                 settings["buffer_containers"],
                 f"{settings['scaledown_window_s']:g} s{' (changed)' if one['overridden'] else ''}",
+                *([info.next_run(one)] if scheduled else []),
             ]
         )
     output.print_table(columns, rows, "No functions. `nomadfn deploy FILE` deploys an app.")

@@ -115,6 +115,7 @@ def create_api(service: Service, blobs: BlobDesk, *, max_body_bytes: int = MAX_B
             BlobApi(blobs, BODY_TIMEOUT_S).route(),
             Route("/v1/status", api.status),
             Route("/v1/apps", api.list_apps),
+            Route("/v1/apps/{app}", api.show_app),
             Route("/v1/apps/{app}/stop", api.stop_app, methods=["POST"]),
             Route("/v1/apps/{app}/logs", api.logs),
             Route("/v1/functions", api.list_functions),
@@ -181,6 +182,9 @@ class _Api:
 
     async def list_apps(self, request: Request) -> Response:
         return _json({"apps": await self._perform(request, "app.list", {})})
+
+    async def show_app(self, request: Request) -> Response:
+        return _json(await self._perform(request, "app.info", {"app": request.path_params["app"]}))
 
     async def stop_app(self, request: Request) -> Response:
         return _json(await self._perform(request, "app.stop", {"app_id": request.path_params["app"]}))

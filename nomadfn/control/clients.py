@@ -12,6 +12,7 @@ from nomadfn_agent.wire import payload
 from nomadfn.control.connections import Connection
 from nomadfn.core import calls, effects
 from nomadfn.core.model import NO_DEADLINE, Function
+from nomadfn.core.schedules import SCHEDULER
 from nomadfn.exception import Error, InvalidError, ResourceExhaustedError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Clients:
 
     def welcome(self, connection: Connection, hello: wire.Hello) -> bool:
         """A client is there, for the first time or again; False ends the connection."""
-        if connection.identity.container != hello.parent or hello.session == LOCAL_SESSION:
+        if connection.identity.container != hello.parent or hello.session in (LOCAL_SESSION, SCHEDULER):
             return False
         former = self.sessions.get(hello.session)
         if former is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from nomadfn.control.containers import needs_for
 from nomadfn.control.history import History
 from nomadfn.control.live_settings import LiveSettings
 from nomadfn.control.overrides import PREFIX, Overrides, entry_of
+from nomadfn.control.schedules import schedule_of
 from nomadfn.control.tokens import Identity
 from nomadfn.control.variants import Variants
 from nomadfn.core import environment, scaling
@@ -54,6 +56,7 @@ class Operations:
             "app.history": self._list_versions,
             "app.rollback": self._roll_back,
             "app.list": self._list_apps,
+            "app.info": self._show_app,
             "app.logs": self._app_logs,
             "function.lookup": self._lookup,
             "function.stats": self._stats,
@@ -116,7 +119,7 @@ class Operations:
         app_id = self._state.deployed.get(spec.name) or f"ap-{secrets.token_hex(11)}"
         former = self._state.apps.get(app_id)
         version = former.version + 1 if former is not None else 1
-        functions, changed = self._core.deploy(self._service.now(), app_id, spec, version)
+        functions, changed = self._core.deploy(self._service.now(), app_id, spec, version, time.time())
         self._service.poke()
         app = self._state.apps[app_id]
         await self._remember(app, spec)
@@ -152,7 +155,7 @@ class Operations:
             "deployed": app.deployed,
             "session": app.session,
             "version": app.version,
-            "at": self._service.now(),
+            "at": app.deployed_at,
             "spec": msgspec.to_builtins(self._service.seal.close(spec)),
         }
         await self._blocking(self._service.registry.put, f"apps/{app.id}", entry)
@@ -162,7 +165,8 @@ class Operations:
         now = self._service.now()
         for entry in self._service.registry.list("apps/").values():
             spec = self._service.seal.open(msgspec.convert(entry["spec"], wire.AppSpec))
-            self._core.restore_app(now, entry["id"], spec, entry["session"], entry["deployed"], entry["version"])
+            was = entry["session"], entry["deployed"], entry["version"], entry.get("at", now)
+            self._core.restore_app(now, entry["id"], spec, *was)
         self.variants.restore()
         self._history.load()
         self.overrides.restore()
@@ -250,6 +254,12 @@ class Operations:
         identity.require_owner()
         return [self._describe_app(app) for app in self._state.apps.values()]
 
+    async def _show_app(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
+        identity.require_owner()
+        app = self.find_app(str(body["app"]))
+        functions = [self._describe_function(app, function) for function in app.functions.values()]
+        return {**self._describe_app(app), "deployed_at": app.deployed_at, "function_list": functions}
+
     def _describe_app(self, app: App) -> dict[str, Any]:
         functions = app.functions.values()
         kind = "stopping" if app.stopping else "deployed" if app.deployed else "running" if app.session else "detached"
@@ -326,6 +336,7 @@ class Operations:
             "arguments": function.spec.arguments,
             "changes": _changes(function),
             "web_url": self._service.web.url(function),
+            **schedule_of(self._state, function),
         }
 
     async def _explain(self, body: dict[str, Any], identity: Identity, session: str) -> Any:

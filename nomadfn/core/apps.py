@@ -144,7 +144,7 @@ def _put_function(state: State, app: App, spec: wire.FunctionSpec, *, same_code:
         function = Function(id, app.id, spec, state.totals_of(app.name, spec.program_name))
         same = False
     else:
-        old = msgspec.structs.replace(function.spec, autoscaler=spec.autoscaler)
+        old = msgspec.structs.replace(function.spec, autoscaler=spec.autoscaler, schedule=spec.schedule)
         same = same_code and old == spec
         function.app = app.id
         function.totals = state.totals_of(app.name, spec.name)  # A replay may have made it, which knows no names.

@@ -19,7 +19,22 @@ from typing import Any
 from nomadfn_agent import wire
 
 from ..exception import InvalidError, NotFoundError
-from . import apps, batching, calls, lateness, live, losses, pool, records, scaling, streams, takeover, variants, watch
+from . import (
+    apps,
+    batching,
+    calls,
+    lateness,
+    live,
+    losses,
+    pool,
+    records,
+    scaling,
+    schedules,
+    streams,
+    takeover,
+    variants,
+    watch,
+)
 from .effects import Effect
 from .limits import Limits
 from .model import COMMITTING, DELAYED, STOPPING, WAKE, App, Container, Function, Session
@@ -78,18 +93,35 @@ class Core:
         app, _ = apps.put_app(self.state, now, id, spec, session=session)
         return _ids(app)
 
-    def deploy(self, now: float, id: str, spec: wire.AppSpec, version: int) -> tuple[dict[str, str], list[str]]:
+    def deploy(
+        self, now: float, id: str, spec: wire.AppSpec, version: int, wall: float | None = None
+    ) -> tuple[dict[str, str], list[str]]:
         """Put a deployed app in force; returns function ids by name, and the functions that changed."""
+        wall = now if wall is None else wall
+        schedules.run(self.state, now, wall)  # what was due by the version before
         app, changed = apps.put_app(self.state, now, id, spec, deployed=True)
-        app.version = version
+        app.version, app.deployed_at = version, wall
+        schedules.plan(self.state, app, wall)
         return _ids(app), changed
 
-    def restore_app(self, now: float, id: str, spec: wire.AppSpec, session: str, deployed: bool, version: int) -> None:
+    def restore_app(
+        self,
+        now: float,
+        id: str,
+        spec: wire.AppSpec,
+        session: str,
+        deployed: bool,
+        version: int,
+        deployed_at: float | None = None,
+    ) -> None:
         """Bring back an app after a restart. The session of an ephemeral one is away until it comes back."""
         if session:
             apps.expect_session(self.state, now, session)
         app, _ = apps.put_app(self.state, now, id, spec, session=session, deployed=deployed)
         app.version = version
+        if deployed:
+            app.deployed_at = now if deployed_at is None else deployed_at
+            schedules.plan(self.state, app, app.deployed_at)
 
     def detach_app(self, id: str) -> None:
         app = self._app(id)
@@ -307,9 +339,13 @@ class Core:
 
     def _keep_appointments(self, now: float, wall: float) -> None:
         """What was said to happen at a time of day."""
-        if self.state.temporary:
-            live.expire(self.state, wall)
-            self.state.wake_at = min(self.state.wake_at, now + live.next_end(self.state) - wall)
+        state = self.state
+        if state.temporary:
+            live.expire(state, wall)
+            state.wake_at = min(state.wake_at, now + live.next_end(state) - wall)
+        if state.schedules:
+            schedules.run(state, now, wall)
+            state.wake_at = min(state.wake_at, now + state.next_due - wall)
 
     @property
     def wake_at(self) -> float:
@@ -344,6 +380,8 @@ class Core:
             effect = state.withheld.popleft()[1]
             if isinstance(effect, Commit):
                 calls.commit(state, now, effect)
+                if effect.call.caller == schedules.SCHEDULER:
+                    schedules.report_failures(state, effect)
             else:
                 state.effects.append(effect)
 
@@ -371,6 +409,7 @@ class Core:
         for call in list(self.state.calls.values()):
             if call.durable:
                 yield from records.records_of(call)
+        yield from schedules.records_of(self.state)
 
     def live_blobs(self) -> set[str]:
         """The names of all blobs that something refers to: code, functions, payloads and results."""

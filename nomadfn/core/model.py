@@ -462,7 +462,18 @@ class Function:
 class App:
     """One app instance: deployed under its name, or ephemeral and of one session."""
 
-    __slots__ = ("code", "deployed", "functions", "id", "name", "session", "started", "stopping", "version")
+    __slots__ = (
+        "code",
+        "deployed",
+        "deployed_at",
+        "functions",
+        "id",
+        "name",
+        "session",
+        "started",
+        "stopping",
+        "version",
+    )
 
     def __init__(self, id: str, name: str, session: str, deployed: bool, now: float) -> None:
         self.id = id
@@ -471,6 +482,8 @@ class App:
         """The session that it ends with; empty when deployed or detached."""
         self.deployed = deployed
         self.version = 0
+        self.deployed_at = now
+        """When its version was put in force (wall clock)."""
         self.code = wire.CodeRef()
         self.functions: dict[str, Function] = {}
         self.started = now

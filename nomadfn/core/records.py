@@ -59,7 +59,15 @@ class Forgotten(msgspec.Struct, array_like=True, tag=5, gc=False):
     calls: list[str]
 
 
-Record = Submitted | Closed | Cancelled | Finished | Forgotten
+class Fired(msgspec.Struct, array_like=True, tag=6, gc=False):
+    """Everything that was due of a function's schedule up to `at` is done; the last due time was `due`."""
+
+    function: str
+    due: float
+    at: float
+
+
+Record = Submitted | Closed | Cancelled | Finished | Forgotten | Fired
 
 encode_segment = msgspec.msgpack.Encoder().encode
 decode_segment = msgspec.msgpack.Decoder(list[Record]).decode

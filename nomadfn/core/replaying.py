@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from nomadfn_agent import wire
 
-from . import apps, batching, calls, records
+from . import apps, batching, calls, records, schedules
 from .model import COMMITTING, Call, Function
 from .state import Commit, State, finish, is_live
 
@@ -56,6 +56,8 @@ class Replay:
                 self._apply_finished(record)
             case records.Forgotten():
                 self._apply_forgotten(record)
+            case records.Fired():
+                schedules.apply_fired(state, record)
 
     def _apply_submitted(self, record: records.Submitted) -> None:
         state, id = self._state, record.function
@@ -69,6 +71,8 @@ class Replay:
         call = state.calls[record.call]
         if call.total < 0:
             self._open[call.id] = call
+        if record.caller == schedules.SCHEDULER:
+            schedules.note_run(state, call)
 
     def _apply_forgotten(self, record: records.Forgotten) -> None:
         state = self._state
@@ -125,6 +129,7 @@ class Replay:
                 table.pop(id, None)
         for function in state.functions.values():
             batching.forget_arrivals(function)  # They waited by another clock, and long enough.
+        schedules.end_replay(state)
         self._sort_expiring(now)
         self._open.clear()
         self._dead.clear()

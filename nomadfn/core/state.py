@@ -11,6 +11,7 @@ from nomadfn_agent import wire
 from nomadfn_agent.wire import outcome
 
 from ..exception import InternalError
+from .calendar import Schedule
 from .effects import DropBlob, Effect
 from .limits import Limits
 from .model import (
@@ -31,7 +32,7 @@ from .model import (
     Session,
     Stream,
 )
-from .records import Finished, Record
+from .records import Finished, Fired, Record
 from .tally import recount, tally
 from .totals import Totals
 
@@ -121,6 +122,16 @@ class State(msgspec.Struct):
     """By call and index, until the client has the input's result."""
     resuming: list[Input] = msgspec.field(default_factory=list)
     """Inputs whose client has parts of an attempt, while its container may still come back; see `streams`."""
+    schedules: dict[str, Schedule] = msgspec.field(default_factory=dict)
+    """By function, like the next two."""
+    fired: dict[str, Fired] = msgspec.field(default_factory=dict)
+    """Up to when everything that was due is done."""
+    runs: dict[str, deque[Call]] = msgspec.field(default_factory=dict)
+    """The last runs that nobody has asked for."""
+    next_due: float = inf
+    """When the next of them is due (wall clock)."""
+    last_wall: float = 0.0
+    """The latest time of the wall clock that anything was done by."""
     totals: dict[tuple[str, str], Totals] = msgspec.field(default_factory=dict)
     """By the names of app and function; a bounded number, since anybody may run apps of new names."""
 

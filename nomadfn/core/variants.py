@@ -148,7 +148,13 @@ def make_spec(base: wire.FunctionSpec, variation: wire.Variation) -> wire.Functi
         )
     closed = {one.name: one.default for one in base.parameters if one.default is not None} | variation.arguments
     spec = msgspec.structs.replace(
-        base, **changes, name=name_of(variation), variant_of=base.name, arguments=closed, autoscaler=scaler
+        base,
+        **changes,
+        name=name_of(variation),
+        variant_of=base.name,
+        arguments=closed,
+        autoscaler=scaler,
+        schedule=None,  # what runs by itself does so once
     )
     if is_open(spec):
         raise InvalidError(_missing(spec))

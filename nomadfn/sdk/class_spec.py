@@ -21,6 +21,8 @@ def make_spec(user_cls: type, settings: Mapping[str, Any], said: Partial | None)
     owner = f"class {user_cls.__name__}"
     if settings.get("name") is not None:
         raise InvalidError(f"{owner}: @app.cls has no setting 'name'; the class's own name is what it is called by")
+    if settings.get("schedule") is not None:
+        raise InvalidError(f"{owner}: a class has no schedule; let an @app.function() with schedule= call its method")
     _check_constructor(user_cls, owner)
     marked = _marked(user_cls, owner)
     methods = {name: one for name, one in marked.items() if one.nomadfn_role == METHOD}

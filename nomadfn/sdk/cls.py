@@ -220,6 +220,11 @@ class Obj:
         """As `Function.update_autoscaler`, for the containers of this instance."""
         return self._owner.update_autoscaler
 
+    @property
+    def autoscaler(self) -> Any:
+        """As `Function.autoscaler`, for the containers of this instance."""
+        return self._owner.autoscaler
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_methods" not in vars(self):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")

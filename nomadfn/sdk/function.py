@@ -103,10 +103,16 @@ class Function(CallVerbs, PoolVerbs, web.WebVerbs, Generic[P, R]):
             spec,
             is_async=inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function),
             is_generator=inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function),
+            schedule=_schedule(settings, function, self.name),
             **said,
         )
         options.check_generator(spec)
         self._spec = web.settle(spec, function, f"function {self.name}")
+        if self._spec.web is not None and self._spec.schedule is not None:
+            raise InvalidError(
+                f"function {self.name}: a web function takes requests and cannot have a schedule; let another function "
+                "run by itself"
+            )
         functools.update_wrapper(self, function, updated=())
         return self
 
@@ -309,3 +315,11 @@ class Variant(Function[P, R]):
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return Variant._of, (self._base, self._changes, dict(self._arguments))
+
+
+def _schedule(settings: dict[str, Any], function: Callable[..., Any], owner: str) -> wire.ScheduleSpec | None:
+    if settings.get("schedule") is None:
+        return None
+    from .schedule import spec_of
+
+    return spec_of(settings["schedule"], function, owner)

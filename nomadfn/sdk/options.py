@@ -16,6 +16,7 @@ from .owners import said
 
 if TYPE_CHECKING:
     from .image import Image
+    from .schedule import Schedule
     from .secret import Secret
 
 TIMEOUT_RANGE_S = (1, 86_400)
@@ -36,6 +37,7 @@ SETTINGS = (
     "max_containers",
     "buffer_containers",
     "scaledown_window",
+    "schedule",
     "serialized",
     "name",
     "image",
@@ -49,7 +51,6 @@ RENAMED = {
 UNSUPPORTED = {
     "volumes": "use a folder of the machine's own file system",
     "network_file_systems": "use a folder of the machine's own file system",
-    "schedule": "call the function from cron or a systemd timer with `nomadfn function call` until schedules come",
     "ephemeral_disk": "use the machine's own temporary folder",
     "proxy": "set HTTPS_PROXY with env={...}",
     "cloud": "containers run on your own machines; leave it out",
@@ -130,8 +131,9 @@ class FunctionSettings(TypedDict, total=False):
     name: str | None
     image: Image | None
     """The Python environment of the containers; the app's `image=` unless given."""
+    schedule: Schedule | None
+    """When it runs by itself, once it is deployed: `Cron("0 9 * * 1-5")`, `Period(hours=4)`."""
     volumes: Any
-    schedule: Any
 
 
 def check_name(name: object, what: str) -> str:

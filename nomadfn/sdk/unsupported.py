@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from nomadfn.exception import UnsupportedError
 
-_PLANNED = "it is planned for a later release; until then "
 _FOLDER = "use a folder of the machine's own file system"
 _WEB = "use @app.function() with @nomadfn.web_server(port), or with @nomadfn.asgi_app()"
-_SCHEDULE = _PLANNED + "call the function from cron with `nomadfn function call`"
 _OWN = "nomadfn runs on machines of your own, where it is not needed"
 
 INSTEAD = {
-    "Cron": _SCHEDULE,
-    "Period": _SCHEDULE,
     "Volume": _FOLDER,
     "NetworkFileSystem": _FOLDER,
     "CloudBucketMount": _FOLDER,

@@ -112,7 +112,7 @@ def test_an_old_name_raises_the_new_one(old: str, new: str) -> None:
         make(**{old: 1})
 
 
-@pytest.mark.parametrize("name", ["volumes", "schedule", "cloud", "proxy"])
+@pytest.mark.parametrize("name", ["volumes", "cloud", "proxy"])
 def test_what_only_modal_has_is_refused_unless_it_is_empty(name: str) -> None:
     with pytest.raises(UnsupportedError, match=f"resize: {name}="):
         make(**{name: object()})

@@ -39,6 +39,7 @@ from .specs import FunctionSpec as FunctionSpec
 from .specs import MethodSpec as MethodSpec
 from .specs import ParameterSpec as ParameterSpec
 from .specs import RetryPolicy as RetryPolicy
+from .specs import ScheduleSpec as ScheduleSpec
 from .specs import SecretSpec as SecretSpec
 from .specs import Variation as Variation
 from .specs import WebSpec as WebSpec

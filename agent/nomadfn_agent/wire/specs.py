@@ -25,6 +25,17 @@ class AutoscalerSettings(msgspec.Struct, frozen=True, gc=False):
     scaledown_window_s: float = 60.0
 
 
+class ScheduleSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """When a deployed function runs by itself: at the times of a cron expression, or whenever a period has passed."""
+
+    cron: str = ""
+    timezone: str = "UTC"
+    """Of the cron expression."""
+    months: int = 0
+    days: int = 0
+    seconds: float = 0.0
+
+
 class SecretSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One secret of a function: values that its program has given, or the name of one that is kept elsewhere."""
 
@@ -116,6 +127,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """None is the Python environment of the control service, or of the cluster's own image."""
     web: WebSpec | None = None
     """Set: its inputs are HTTP requests and websockets, which come from the gateway."""
+    schedule: ScheduleSpec | None = None
 
     @property
     def program_name(self) -> str:
