@@ -355,6 +355,7 @@ class Function:
     """One function of one app: its definition, its queue, its pool and its figures."""
 
     __slots__ = (
+        "ahead_s",
         "app",
         "arrivals",
         "arrived",
@@ -379,6 +380,7 @@ class Function:
         "revision",
         "roomy_heap",
         "running",
+        "shared_until",
         "spec",
         "tally",
         "temporary",
@@ -424,6 +426,9 @@ class Function:
         self.idle_heap: list[tuple[int, str]] = []
         self.roomy_heap: list[tuple[int, str]] = []
         self.mean_run_s: float | None = None
+        self.ahead_s = 0.0
+        """How much work its containers are sent beyond their slots."""
+        self.shared_until = 0.0
         self.wanted = 0
         self.blocked = ""
         """What keeps it from having the containers it wants, in words."""

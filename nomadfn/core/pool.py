@@ -35,6 +35,10 @@ from .model import (
 from .state import LOOK_S, STATUS_MASK, State, drop_blob, fail, finish, forget_claim, is_claim, is_live
 
 AHEAD_S = 0.005
+SHARED_AHEAD_S = 0.0005
+"""The same while callers come with an input now and then: it stands behind what was sent ahead of it."""
+SHARED_FOR_S = 1.0
+"""How long a function counts as shared after somebody came while others waited."""
 AHEAD_MAX = 256
 AHEAD_BELOW_S = 0.05
 """Functions that take longer get nothing ahead."""
@@ -69,7 +73,7 @@ def ahead(function: Function) -> int:
     mean_s, spec = function.mean_run_s, function.spec
     if mean_s is None or mean_s > AHEAD_BELOW_S or spec.max_batch_size or spec.streams or spec.web is not None:
         return 0
-    return min(AHEAD_MAX, math.ceil(AHEAD_S * function.spec.max_inputs / max(mean_s, 1e-6)))
+    return min(AHEAD_MAX, math.ceil(function.ahead_s * function.spec.max_inputs / max(mean_s, 1e-6)))
 
 
 def stuck_after_s(function: Function) -> float:
@@ -92,6 +96,11 @@ def dispatch(state: State, now: float, function: Function) -> None:
     """Give pending inputs to containers with room, the lowest index first, evenly where there is work ahead."""
     if function.waiting_inputs == 0 or not function.ready:
         return
+    if function.queue.visited:
+        function.queue.visited = False
+        function.ahead_s, function.shared_until = SHARED_AHEAD_S, now + SHARED_FOR_S
+    elif function.shared_until <= now:
+        function.ahead_s = AHEAD_S
     extra = ahead(function)
     if function.queue.alone:
         _dispatch_alone(state, now, function, extra)
@@ -184,7 +193,7 @@ def _fill(state: State, now: float, function: Function, container: Container, ex
     share = max(
         min(function.target, container.slots) - used,
         math.ceil(function.waiting_inputs / max(1, takers)),
-        math.ceil(extra * (SHARE_S / AHEAD_S)),
+        math.ceil(extra * (SHARE_S / function.ahead_s)),
     )
     if min(room, share) <= 0:
         return True

@@ -158,3 +158,17 @@ def test_what_is_done_long_before_its_deadline_does_not_pile_up() -> None:
     for number in range(1_000):
         deadlines.add(1e9, [10_000 + number])
     assert deadlines.due(2e9)[0] == -1, "what is open stays"
+
+
+def test_what_is_dead_is_pruned_and_what_lives_keeps_its_order() -> None:
+    queue: FunctionQueue[str] = FunctionQueue()
+    queue.add("one", 5, ["dead"] * 5)
+    queue.add("one", 0, ["a", "dead", "b"])
+    queue.add("two", 0, ["dead", "c"])
+    queue.prune(lambda item: item != "dead")
+    assert sorted(queue) == ["a", "b", "c"]
+    assert queue.take(2, live) == ["a", "c"]
+    queue.prune(lambda item: False)
+    assert not queue.has_lines
+    queue.add("one", 1, ["d"])
+    assert queue.take(5, live) == ["d"]
