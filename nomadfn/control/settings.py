@@ -58,6 +58,8 @@ class Settings:
     web_url: str = ""
     """How others see the gateway, where a proxy or a load balancer is before it: `https://fn.example.com`, or with a
     host a function, `https://{name}.example.com`. Empty: `http://web_host:web_port`."""
+    web_proxies: str = "127.0.0.1"
+    """With `web_url`: whose X-Forwarded-For and -Proto are believed, addresses and networks between commas."""
     web_max_body_bytes: int = 4 << 30
     """The largest body of a request to a web function."""
     web_header_timeout_s: float = 10.0
@@ -187,6 +189,13 @@ def _parse_web_url(value: Any) -> str:
     return value.rstrip("/")
 
 
+def _parse_proxies(value: Any) -> str:
+    if value != "*":
+        for one in value.split(","):
+            ipaddress.ip_network(one.strip(), strict=False)
+    return str(value)
+
+
 def _parse_folder(value: Any) -> Path:
     if isinstance(value, Path):
         return value.absolute()
@@ -229,6 +238,7 @@ _KINDS: dict[str, _Kind] = {
     "web_host": _Kind("a host name or an address", _parse_host),
     "web_port": _PORT,
     "web_url": _Kind("an address such as https://fn.example.com or https://{name}.example.com", _parse_web_url),
+    "web_proxies": _Kind("addresses and networks with commas between them, or *", _parse_proxies),
     "web_max_body_bytes": _whole(1024, 1 << 50),
     "web_header_timeout_s": _number(0.1, 3600.0),
     "web_max_header_bytes": _whole(1024, 1 << 24),
@@ -292,7 +302,7 @@ def _parsed(given: _Given) -> Any:
     kind = _KINDS[given.name]
     try:
         return kind.parse(given.value)
-    except (ValueError, TypeError, KeyError, OverflowError):
+    except (ValueError, TypeError, KeyError, OverflowError, AttributeError):
         raise InvalidError(
             f"{given.name} = {given.value!r} (from {given.source}) is not accepted; give {kind.accepted}"
         ) from None

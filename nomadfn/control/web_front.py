@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 HEALTH_PATH = "/-/healthz"
 """No app has this name: a load balancer asks here which control service leads."""
+NOT_LEADING = "this control service does not lead; another one answers, or will in a moment"
 RETRY_AFTER = (b"retry-after", b"1")
 
 Message = dict[str, Any]
@@ -48,7 +49,12 @@ class WebFront:
             from nomadfn.control.web_server import make_server
 
             settings = self._settings
-            server = make_server(self, self._listener, settings.web_header_timeout_s, settings.web_max_header_bytes)
+            app: Any = self
+            if settings.web_url:
+                from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+                app = ProxyHeadersMiddleware(app, settings.web_proxies)
+            server = make_server(app, self._listener, settings.web_header_timeout_s, settings.web_max_header_bytes)
             await server.start()
             self._server = server
 
@@ -64,14 +70,12 @@ class WebFront:
         else:
             self._listener.close()
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Message, receive: Receive, send: Send) -> Awaitable[None]:
         if self._app is None:
-            text = "this control service does not lead; another one answers, or will in a moment"
-            await refuse(scope, receive, send, 503, text, [RETRY_AFTER])
-        elif scope["path"] == HEALTH_PATH:
-            await refuse(scope, receive, send, 200, "this control service leads", [])
-        else:
-            await self._app(scope, receive, send)
+            return refuse(scope, receive, send, 503, NOT_LEADING, [RETRY_AFTER])
+        if scope["path"] == HEALTH_PATH:
+            return refuse(scope, receive, send, 200, "this control service leads", [])
+        return self._app(scope, receive, send)
 
 
 async def refuse(scope: Message, receive: Receive, send: Send, status: int, text: str, headers: Headers) -> None:
