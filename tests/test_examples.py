@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -111,3 +112,16 @@ def test_hash_later_collects_in_one_process_what_another_has_sent(shell: Shell) 
     call_id = shell(sys.executable, "examples/hash_later.py", "send", str(JSON_PACKAGE)).strip()
     printed = shell(sys.executable, "examples/hash_later.py", "collect", call_id)
     assert printed.splitlines() == sums_of(JSON_PACKAGE)
+
+
+def test_the_web_application_answers_while_it_runs_and_once_it_is_deployed(shell: Shell) -> None:
+    printed = shell(NOMADFN, "run", "examples/web_app.py", "--mib", "2")
+    assert printed.splitlines() == [
+        "GET / /web-app-dev/api/",
+        "POST /digest 2097152 bytes",
+        "GET /countdown 3 2 1 lift-off",
+        "GET /greet {'hello': 'Ada'}",
+    ]
+    shell(NOMADFN, "up")
+    [url] = re.findall(r"http://\S+/web-app/greet", shell(NOMADFN, "deploy", "examples/web_app.py"))
+    assert "Swagger UI" in urllib.request.urlopen(f"{url}/docs", timeout=60).read().decode()
