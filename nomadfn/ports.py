@@ -203,6 +203,13 @@ class Placement(msgspec.Struct, frozen=True):
     """The recipe of the Python environment that it runs in; None is the cluster's own."""
 
 
+class EnvironmentOutput(msgspec.Struct, frozen=True):
+    """From the log of an environment that is made for a function, before a container waits for it."""
+
+    function: str
+    text: str
+
+
 class ContainerPreparing(msgspec.Struct, frozen=True):
     """The container waits until its environment is made: `what` in words. `ContainerStarted` or its end follows."""
 
@@ -275,7 +282,8 @@ class ClusterLost(msgspec.Struct, frozen=True):
 
 
 ClusterEvent = (
-    ContainerPreparing
+    EnvironmentOutput
+    | ContainerPreparing
     | ContainerStarted
     | ContainerEnded
     | ContainerOutput

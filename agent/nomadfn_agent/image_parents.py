@@ -59,6 +59,8 @@ class Image:
     waiting: dict[str, Start] = field(default_factory=dict)
     builder: int = 0
     """Process id of the build."""
+    dropped: bool = False
+    """The build was ended, because nobody waits for it any more."""
     pipe: Pipe | None = None
     """What the build, or the warm parent, writes."""
     tail: Tail = field(default_factory=Tail)
@@ -120,6 +122,20 @@ class ImageParents:
         if name in image.waiting:
             self._send(Preparing(name, f"its image {id} is being built"))
 
+    def prepare(self, spec: ImageSpec) -> None:
+        """Have the environment made, unless it is there, is being made, or has just failed."""
+        id = image_id(spec)
+        image = self._images.setdefault(id, Image(spec, id))
+        if image.builder or image.pid or time.monotonic() < image.failed_until:
+            return
+        try:
+            if (found := environments.use(id)) is not None:
+                os.close(found[1])
+            else:
+                self._build(image)
+        except (environments.BuildError, OSError) as error:
+            self._fail(image, f"its image {id} cannot be used here: {error}")
+
     def stop(self, frame: Stop) -> bool:
         """Whether that is a container of an image; it is told to end."""
         image = self._of.get(frame.container)
@@ -131,6 +147,7 @@ class ImageParents:
         del image.waiting[frame.container]
         self._end(frame.container, "it was stopped while its image was built", "")
         if not image.waiting and image.builder:
+            image.dropped = True
             _signal_group(image.builder, signal.SIGKILL)
         return True
 
@@ -182,8 +199,8 @@ class ImageParents:
         if text and image.pid:
             sys.stderr.write(text)
             sys.stderr.flush()
-        elif text and image.waiting:
-            self._send(Log(next(iter(image.waiting)), NOTICE, text))
+        elif text:
+            self._send(Log(next(iter(image.waiting), image.id), NOTICE, text))
         return more
 
     def _close_pipe(self, image: Image) -> None:
@@ -208,10 +225,10 @@ class ImageParents:
                 return
 
     def _on_built(self, image: Image, exit_code: int) -> None:
-        if not image.waiting:
-            return  # Nobody waits for it any more: it was stopped.
-        if exit_code != 0:
+        dropped, image.dropped = image.dropped, False
+        if exit_code != 0 and not dropped:
             self._fail(image, f"its image {image.id} could not be built")
+        if not image.waiting:
             return
         try:
             if (found := environments.use(image.id)) is None:

@@ -26,12 +26,15 @@ from .channel import Channel, Framing, LengthFraming
 from .child import adopt_orphans, run_container
 from .claims import Claims
 from .output import Pipe, Tail
+from .processes import children, container_of, kill
 from .summons import Summons
 from .wire import (
     Ended,
+    ImageSpec,
     Leads,
     Leaving,
     Log,
+    Prepare,
     Recall,
     Start,
     Started,
@@ -158,6 +161,8 @@ class Supervisor:
             case Recall(container, up_to):
                 if self._images is None or not self._images.recall(frame):
                     self._recall(container, up_to)
+            case Prepare(image):
+                self._prepare(image)
             case Leads(data_url):
                 self._summon(data_url)
 
@@ -171,11 +176,21 @@ class Supervisor:
 
     def _start_in_image(self, frame: Start) -> bool:
         """Whether the container's image has an environment of its own; it starts in that."""
+        assert frame.image is not None
+        if (images := self._images_for(frame.image)) is not None:
+            images.start(frame)
+        return images is not None
+
+    def _prepare(self, image: ImageSpec) -> None:
+        if (images := self._images_for(image)) is not None:
+            images.prepare(image)
+
+    def _images_for(self, image: ImageSpec) -> ImageParents | None:
+        """Who looks after the warm parent of this image; None where it needs none of its own."""
         from .environments import is_needed
 
-        assert frame.image is not None
-        if not is_needed(frame.image):
-            return False
+        if not is_needed(image):
+            return None
         if self._images is None:
             from .image_parents import ImageParents
 
@@ -183,8 +198,7 @@ class Supervisor:
             more = [f"--preload={name}" for name in self._preload]
             more += ["--outlives-leaders"] if self.outlives_leaders else []
             self._images = ImageParents(self._selector, self._pass_on, lambda main, to: fork(main, {}, to), more)
-        self._images.start(frame)
-        return True
+        return self._images
 
     @property
     def _names(self) -> set[str]:
@@ -342,12 +356,12 @@ class Supervisor:
     def _kill_orphans(self) -> None:
         """Kill adopted processes whose container is gone; a daemon of a living container stays."""
         names = self._names
-        for pid in _children():
+        for pid in children():
             if pid in self._containers:
                 continue
-            name = _container_of(pid)
+            name = container_of(pid)
             if name and name not in names:
-                _kill(pid)
+                kill(pid)
 
     def _listen(self, container: Container) -> None:
         for pipe in container.pipes:
@@ -418,42 +432,14 @@ class Supervisor:
         while time.monotonic() < deadline:
             for container in list(self._containers.values()):
                 container.signal_all(signal.SIGKILL)
-            for pid in _children():
-                _kill(pid)
+            for pid in children():
+                kill(pid)
             self._reap()
             self._write()
             told = self._channel.socket is None or not self._channel.waiting
-            if told and not self._containers and not _children():
+            if told and not self._containers and not children():
                 break
             time.sleep(0.002)
-
-
-def _children() -> list[int]:
-    """This process's children, adopted ones included. Empty where the system does not tell."""
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
-            return [int(pid) for pid in file.read().split()]
-    except OSError:
-        return []
-
-
-def _container_of(pid: int) -> str:
-    """The container whose environment a process was started with; empty if it tells none."""
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            for item in file.read().split(b"\0"):
-                if item.startswith(b"NOMADFN_CONTAINER_ID="):
-                    return item.partition(b"=")[2].decode(errors="replace")
-    except OSError:
-        pass
-    return ""
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def main(handle: int, preload: Sequence[str], outlives_leaders: bool = False) -> int:

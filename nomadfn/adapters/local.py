@@ -19,7 +19,9 @@ import msgspec
 from nomadfn_agent.wire import (
     STREAM_HEADER,
     Ended,
+    ImageSpec,
     Log,
+    Prepare,
     Preparing,
     Recall,
     Start,
@@ -29,6 +31,7 @@ from nomadfn_agent.wire import (
     Withdrawn,
     decode_from_supervisor,
     encode_for_stream,
+    image_id,
 )
 
 from nomadfn.adapters.warm_parent import WarmParent
@@ -41,6 +44,7 @@ from nomadfn.ports import (
     ContainerPreparing,
     ContainerStarted,
     ContainerWithdrawn,
+    EnvironmentOutput,
     Needs,
     Placement,
 )
@@ -71,6 +75,8 @@ class LocalCluster:
         self._connection: _Connection | None = None
         self._containers: dict[str, int] = {}
         """Process id of each container; 0 until the warm parent has said it."""
+        self._environments: dict[str, str] = {}
+        """The function that an environment was prepared for, by the environment's name."""
         self._stopping: set[str] = set()
         self._waiting: list[bytes] = []
         """What is to be told to the next warm parent, while there is none."""
@@ -100,6 +106,11 @@ class LocalCluster:
                 f"containers are processes without one: use Image.debian_slim().pip_install(...), or run it on a "
                 f"cluster whose driver is docker"
             )
+
+    def prepare(self, function: str, environment: ImageSpec) -> None:
+        """Have the function's environment made, unless it is there: it will be needed on this machine."""
+        self._environments[image_id(environment)] = function
+        self._send(Prepare(environment))
 
     def start(self, placement: Placement) -> None:
         self._containers[placement.container] = 0
@@ -156,7 +167,7 @@ class LocalCluster:
             connection.send(data)
         self._waiting.clear()
 
-    def _send(self, frame: Start | Stop | Recall) -> None:
+    def _send(self, frame: Start | Stop | Recall | Prepare) -> None:
         if self._connection is not None:
             self._connection.send(encode_for_stream(frame))
         else:
@@ -175,6 +186,8 @@ class LocalCluster:
                 self._listener(ContainerEnded(container, what, tail))
             case Preparing(container, text):
                 self._listener(ContainerPreparing(container, text))
+            case Log(container, _, text) if container in self._environments:
+                self._listener(EnvironmentOutput(self._environments[container], text))
             case Log(container, stream, text):
                 self._listener(ContainerOutput(container, stream, text))
             case Withdrawn():

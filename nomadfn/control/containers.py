@@ -212,6 +212,8 @@ class Containers:
             case ports.ContainerStarted():
                 if (container := self._core.container(event.container)) is not None:
                     container.pid = event.pid
+            case ports.EnvironmentOutput():
+                self._on_environment_output(event)
             case ports.ContainerPreparing():
                 self._core.container_preparing(event.container, event.what)
             case ports.ContainerOutput():
@@ -306,6 +308,11 @@ class Containers:
             self._core.end_session(self._service.now(), session)
         self._core.container_lost(self._service.now(), id, runner.ended.what, runner.ended.tail)
         self._service.poke()
+
+    def _on_environment_output(self, event: ports.EnvironmentOutput) -> None:
+        function = self._core.state.functions.get(event.function)
+        if function is not None:
+            self._service.watchers.publish(wire.Log("", 0, event.text, function.app, function.spec.name, -1))
 
     def _on_output(self, event: ports.ContainerOutput) -> None:
         runner = self._runners.get(event.container)

@@ -149,6 +149,7 @@ def _build(
         lambda error: end(ended, error),
         FileSecrets(_secrets_folder(settings, private)),
     )
+    service.operations.prepare = cluster.prepare
     address.started_at = service.now()
     if not private:
         bring_back(service, storage.journal.replay())

@@ -46,6 +46,8 @@ class Operations:
         self._state = service.core.state
         self._history = History(service.registry, service.seal)
         self.overrides = Overrides(service)
+        self.prepare: Callable[[str, wire.ImageSpec], None] = lambda function, environment: None
+        """Has a function's environment made, where it is known before any container which machine needs it."""
         self._operations: dict[str, Operation] = {
             "status": self._status,
             "app.start": self._start_app,
@@ -98,6 +100,7 @@ class Operations:
             await self._check(spec)
         await self._service.web.open_for(spec)
         functions = self._core.start_app(self._service.now(), app_id, spec, session)
+        self._prepare(spec, functions)
         self._service.poke()
         if not self._service.address.private:
             await self._remember(self._state.apps[app_id], spec)
@@ -108,6 +111,12 @@ class Operations:
         for function in spec.functions:
             self._service.cluster.check(needs_for(spec.name, function))
         await self._service.secrets.check(spec)
+
+    def _prepare(self, spec: wire.AppSpec, functions: dict[str, str]) -> None:
+        """Have the environments of the app's functions made by the time that somebody calls them."""
+        for function in spec.functions:
+            if function.image is not None:
+                self.prepare(functions[function.name], function.image)
 
     async def _deploy(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         identity.require_owner()
@@ -120,6 +129,7 @@ class Operations:
         former = self._state.apps.get(app_id)
         version = former.version + 1 if former is not None else 1
         functions, changed = self._core.deploy(self._service.now(), app_id, spec, version, time.time())
+        self._prepare(spec, functions)
         self._service.poke()
         app = self._state.apps[app_id]
         await self._remember(app, spec)

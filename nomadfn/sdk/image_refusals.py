@@ -47,10 +47,10 @@ ON_IMAGE = {
     "copy_local_file": _FILES,
     "copy_local_dir": _FILES,
     "copy_mount": _FILES,
-    "build": "an image is built when its first container starts; leave it out",
+    "build": "an image is built when its app is run or deployed; leave it out",
     "publish": "an image has no name to be found by; write its recipe in a module of your own and import it",
     "logs": "the log of a build is shown while it runs; see `nomadfn app logs`",
-    "hydrate": "an image is built when its first container starts; leave it out",
+    "hydrate": "an image is built when its app is run or deployed; leave it out",
     "object_id": "an image has no id; its recipe is its name",
 }
 _SETTINGS = {

@@ -167,6 +167,23 @@ def test_a_build_that_fails_is_not_tried_again_at_once(
     assert host.one(image).failed_until > time.monotonic() + image_parents.FIRST_PAUSE_S
 
 
+def test_an_environment_may_be_prepared_before_any_container_needs_it(host: Host, image: ImageSpec) -> None:
+    host.parents.prepare(image)
+    host.parents.prepare(image)
+    host.until(lambda: host.of(Log))
+    assert [(one.container, one.text) for one in host.of(Log)] == [(image_id(image), "building\n")]
+    host.parents.start(start("ct-1", image))
+    assert ([one.container for one in host.of(Preparing)], len(host.builders)) == (["ct-1"], 1)
+    assert host.parents.stop(Stop("ct-1", 1.0))
+    host.until(lambda: not host.one(image).builder)
+    assert host.one(image).failures == 0, "it was ended because nobody waited for it"
+    host.build = "import sys; print('no such package'); sys.exit(1)"
+    host.parents.prepare(image)
+    host.until(lambda: not host.one(image).builder)
+    host.parents.start(start("ct-2", image))
+    assert (host.of(Ended)[-1].tail, len(host.builders)) == ("no such package", 2)
+
+
 def test_an_environment_that_cannot_start_containers_says_what_its_python_said(
     host: Host, image: ImageSpec, tmp_path: Path
 ) -> None:

@@ -101,7 +101,7 @@ def test_a_build_that_fails_is_told_with_the_last_lines_of_its_log(world: World)
     done = world.nomadfn("run", "failing.py")
     done.refused(done.code, "its image im-", "could not be built; its last output", "tiny==9.0", "ended with exit code")
     assert done.code != 0
-    assert done.err.count("f#0 │ Building image") == 1, "tried once, not once a container"
+    assert done.err.count("│ Building image") == 2, "tried once, and told live and with the error"
     assert environments(world) == []
 
 
@@ -173,6 +173,38 @@ def test_a_deployed_function_gets_the_image_of_its_new_version(world: World) -> 
         world.write("versions.py", head(world) + source.replace("VERSION", version))
         world.nomadfn("deploy", "versions.py").ok()
         assert world.nomadfn("function", "call", "versions", "f").ok().out.strip().strip("'\"") == version
+
+
+def test_images_are_built_from_the_start_of_a_run_and_at_a_deploy_on(world: World) -> None:
+    project = write_slow_project(world.folder.parent / "slow")
+    source = f"""
+    app = nomadfn.App("early")
+
+    @app.function(image=slim.pip_install({str(project)!r}, extra_options="--no-index"))
+    def f():
+        import slow
+        return slow.__version__
+
+    @app.local_entrypoint()
+    def main():
+        open("main", "w").close()
+        import time
+        while not os.path.exists("end"):
+            time.sleep(0.02)
+    """
+    world.write("early.py", head(world) + source)
+    run = world.start(NOMADFN, "run", "early.py")
+    eventually(lambda: begun(project) == 1 and (world.folder / "main").exists(), "nobody has called it")
+    eventually(lambda: "f │ Building image im-" in run.err, run)
+    (world.folder / "end").touch()
+    run.wait().ok()
+    world.up()
+    world.nomadfn("deploy", "early.py").ok()
+    eventually(lambda: begun(project) == 2, "the deploy has begun it")
+    (project / "gate").touch()
+    eventually(lambda: environments(world) != [], "it is made")
+    assert "1.0" in world.nomadfn("function", "call", "early", "f").ok().out
+    assert begun(project) == 2
 
 
 def test_a_container_image_is_refused_where_there_is_none(world: World) -> None:

@@ -12,7 +12,7 @@ Who sends what:
     control     → SDK       Welcome  Accepted  Rejected  Results  Parts  Reply  Log  Stats
     runner      → control   Hello  Ready  StartFailed  Outputs  Returned  Attach  Part  Fed
     control     → runner    Bind  Deliver  DeliverBatch  Withdraw  Interrupt  Drain  Consumed  Feed
-    control     → supervisor   Start  Stop  Recall  (on a cluster: Joined)
+    control     → supervisor   Start  Stop  Recall  Prepare  (on a cluster: Joined)
     supervisor  → control      Preparing  Started  Ended  Log  Withdrawn  (on a cluster: Join  Leaving)
 
 An input is named by its call and its index in it; the client makes call ids, so sending the same
@@ -341,6 +341,12 @@ class Stop(_Frame, tag=41):
     grace_s: float
 
 
+class Prepare(_Frame, tag=61):
+    """Make this environment unless it is there; its log comes as that of a container with the environment's name."""
+
+    image: ImageSpec
+
+
 class Leads(_Frame, tag=60):
     """From an agent to the warm parent of an image: another control service leads now, which the runners shall join."""
 
@@ -426,7 +432,7 @@ ClientFrame = Hello | Submit | Ack | Request | Taken
 ToClientFrame = Welcome | Accepted | Rejected | Results | Reply | Log | Stats | Parts
 RunnerFrame = Hello | Ready | StartFailed | Outputs | Returned | Attach | Part | Fed
 ToRunnerFrame = Bind | Ack | Deliver | DeliverBatch | Withdraw | Interrupt | Drain | Consumed | Feed
-ToSupervisorFrame = Start | Stop | Recall | Joined | Leads
+ToSupervisorFrame = Start | Stop | Recall | Joined | Leads | Prepare
 SupervisorFrame = Preparing | Started | Ended | Log | Withdrawn
 AgentFrame = SupervisorFrame | Leaving
 

@@ -171,6 +171,7 @@ variable "functions" {
     image          = optional(string)
     network_mode   = optional(string)
     python         = optional(string)
+    environments   = optional(string)
     ceiling        = optional(number)
     priority       = optional(number)
     cpu_cores      = optional(number)
