@@ -37,8 +37,8 @@ check: .venv/.dev ## Lint, formatting, types and the rules of who may import wha
 bench: .venv/.bench ## Measure nomadfn beside ProcessPoolExecutor (quick part, under 5 minutes)
 	$(BIN)/python -m benchmarks.run --quick
 
-bench-peers: .venv/.bench .cache/peers-venv/.installed ## Measure it beside Ray, Dask, Celery, Huey and taskiq as well
-	$(BIN)/python -m benchmarks.run --peers
+bench-peers: .venv/.bench .cache/peers-venv/.installed ## Measure it beside Ray, Ray Serve, Dask, Celery, Huey and taskiq as well
+	$(BIN)/python -m benchmarks.run --peers --rounds 2
 
 format: .venv/.dev ## Put the code into the form that `make check` asks for
 	$(BIN)/ruff check --fix .

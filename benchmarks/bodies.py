@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import json
 import os
 import time
 from collections.abc import Callable
@@ -56,6 +58,34 @@ def wait_for(path: str, _padding: bytes = b"") -> None:
     while path and not os.path.exists(path) and time.monotonic() < deadline:
         time.sleep(0.005)
 
+
+BATCH_S = 0.005
+
+
+def batch(values: list[int]) -> list[int]:
+    """A model that takes as long for many as for one: tells each how many there were."""
+    time.sleep(BATCH_S)
+    return [len(values)] * len(values)
+
+
+async def async_sleep(duration_s: float) -> None:
+    await asyncio.sleep(duration_s)
+
+
+async def web_app(scope: dict[str, Any], receive: Callable[[], Any], send: Callable[[dict[str, Any]], Any]) -> None:
+    """The smallest ASGI application that answers with JSON."""
+    if scope["type"] == "lifespan":
+        while True:
+            event = (await receive())["type"]
+            await send({"type": f"{event}.complete"})
+            if event == "lifespan.shutdown":
+                return
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(JSON))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": JSON})
+
+
+JSON = json.dumps({"message": "Hello, world!"}).encode()
 
 BODIES: dict[str, Callable[..., Any]] = {
     body.__name__: body for body in (noop, echo, sleep, mark, hold_gil, hold_slot, wait_for)

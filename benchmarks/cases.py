@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from . import processes, redis_server
-from .contenders import CONTENDERS
+from .contenders import AT_ONCE, CONTENDERS
 from .host import ContenderFailed, Host
 from .report import Report
 
@@ -24,6 +27,10 @@ CALLS_S = 3.0
 SLEEPS = 200
 SLEEP_S = 0.01
 LARGE_MIB = 64
+BATCH_CALLS = 2000
+AT_ONCE_INPUTS = 10_000
+WEB_S = 3
+WRK = ("wrk", "-t1", "-c20")
 ANSWER_S = 120.0
 """How long one command may take before the contender counts as failed."""
 
@@ -69,6 +76,35 @@ class Turn:
             self._ask("large", mebibytes=1)
             taken_s = self._ask("large", mebibytes=LARGE_MIB)[0]["taken_s"]
             self.report.add("large", self.name, LARGE_MIB / taken_s)
+        if "batch" in self.cases:
+            self._batches()
+        if "at-once" in self.cases:
+            self._ask("at-once", count=AT_ONCE, duration_s=SLEEP_S)
+            answer, cpu_s = self._ask("at-once", count=AT_ONCE_INPUTS, duration_s=SLEEP_S)
+            ideal_s = AT_ONCE_INPUTS / AT_ONCE * SLEEP_S
+            self.report.add("at-once", self.name, 100 * ideal_s / answer["taken_s"], cpu_s / AT_ONCE_INPUTS * 1e6)
+        if "web" in self.cases:
+            self._web()
+
+    def _batches(self) -> None:
+        for _ in range(2):
+            self._ask("batch", count=BATCH_CALLS // 4)
+        for _ in range(3):
+            answer, cpu_s = self._ask("batch", count=BATCH_CALLS)
+            self.report.add("batches", self.name, BATCH_CALLS / answer["taken_s"], cpu_s / BATCH_CALLS * 1e6)
+            self.report.add("batch-size", self.name, answer["mean_batch"])
+
+    def _web(self) -> None:
+        if shutil.which(WRK[0]) is None:
+            note = "No web requests: there is no wrk on PATH (Debian's package is called wrk)."
+            if note not in self.report.notes:
+                self.report.notes.append(note)
+            return
+        url = self._ask("web")[0]["url"]
+        load(url, 1)
+        before_s = self.host.cpu_s()
+        requests, per_s = load(url, WEB_S)
+        self.report.add("web", self.name, per_s, (self.host.cpu_s() - before_s) / requests * 1e6)
 
     def _ask(self, do: str, **arguments: Any) -> tuple[dict[str, Any], float]:
         return self.host.ask(do, ANSWER_S, **arguments)
@@ -111,3 +147,16 @@ class Turn:
         answer, cpu_s = self._ask("spawn", count=count, limit_s=ANSWER_S)
         self.report.add("spawns-accepted", self.name, count / answer["accepted_s"])
         self.report.add("spawns-done", self.name, count / answer["done_s"], cpu_s / count * 1e6)
+
+
+def load(url: str, seconds: int) -> tuple[int, float]:
+    """Requests that were answered with success, and how many a second."""
+    words = [*WRK, f"-d{seconds}s", url]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=seconds + 30, check=False)
+    requests = re.search(r"(\d+) requests in", done.stdout)
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
+    trouble = re.search(r"Non-2xx.*|Socket errors.*", done.stdout)
+    if requests is None or rate is None or trouble is not None or int(requests[1]) == 0:
+        what = trouble[0] if trouble is not None else (done.stderr or done.stdout).strip()[-200:]
+        raise ContenderFailed(f"{' '.join(words)}: {what}")
+    return int(requests[1]), float(rate[1])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MISSING = "matplotlib is not installed (`make bench` installs it)."
-CHARTED = ("noops", "kibibytes", "call-p50", "spawns-done", "large", "start")
+CHARTED = ("noops", "kibibytes", "call-p50", "spawns-done", "large", "start", "batches", "web")
 OURS_COLOUR, OTHER_COLOUR = "#1f6feb", "#9aa4b1"
 SVG: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": "nomadfn", "font.size": 9}
 

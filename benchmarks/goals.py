@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .contenders import CONTENDERS, OURS, POOL, RAY_ACTORS, RAY_TASKS
+from .contenders import CONTENDERS, OURS, POOL, RAY_ACTORS, RAY_SERVE, RAY_TASKS, UVICORN
 from .report import MEASURES, RATES, Report, number
 
 BEST_PEER = "the best peer"
@@ -42,6 +42,9 @@ GOALS = {
     "`nomadfn --help` from the shell": [Goal("commands", 150, contender=HELP)],
     "`nomadfn run hello.py` from the shell to the result": [Goal("commands", 400, contender=RUN)],
     "64 MiB in and out on one host": [Goal("large", 1, RAY_TASKS)],
+    "2,000 single calls in batches of at most 32": [Goal("batches", 15, RAY_SERVE), Goal("batch-size", 30)],
+    "10,000 × 10 ms, 100 at once in one container": [Goal("at-once", 95)],
+    "JSON over HTTP": [Goal("web", 0.4, UVICORN), Goal("web", 30, RAY_SERVE)],
     "no-ops beside 10 that hold the GIL": [Goal("mixed-gil", 1.5)],
     "no-ops beside 10 that sleep": [Goal("mixed-sleep", 1.5)],
 }

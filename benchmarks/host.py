@@ -54,16 +54,17 @@ class Host:
     def ask(self, do: str, timeout_s: float, **arguments: Any) -> tuple[dict[str, Any], float]:
         """One command: its answer, and the seconds of CPU that all processes together used for it."""
         assert self._process.stdin is not None
-        before_s = self._cpu_s()
+        before_s = self.cpu_s()
         try:
             self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
             self._process.stdin.flush()
         except OSError as error:
             raise ContenderFailed(f"its process is gone ({error}){self._last_words()}") from None
         answer = self._answer(do, timeout_s)
-        return answer, max(0.0, self._cpu_s() - before_s)
+        return answer, max(0.0, self.cpu_s() - before_s)
 
-    def _cpu_s(self) -> float:
+    def cpu_s(self) -> float:
+        """Seconds of CPU that all of its processes together have used."""
         return processes.cpu_s(self.mark) + (processes.cpu_s(self.others) if self.others else 0.0)
 
     def _answer(self, do: str, timeout_s: float) -> dict[str, Any]:
@@ -134,7 +135,24 @@ def perform(contender: Contender, folder: Path, do: str, **arguments: Any) -> di
             taken_s = time.perf_counter() - started_s
             _expect(result == value, "the bytes that came back are others")
             return {"taken_s": taken_s}
+        case "batch":
+            return timed_batches(contender, **arguments)
+        case "at-once":
+            started_s = time.perf_counter()
+            contender.sleep_at_once(**arguments)
+            return {"taken_s": time.perf_counter() - started_s}
+        case "web":
+            return {"url": contender.web()}
     raise ValueError(f"nothing to do is called {do}")
+
+
+def timed_batches(contender: Contender, count: int) -> dict[str, Any]:
+    """`count` calls at once, each of which says how many were in its batch."""
+    started_s = time.perf_counter()
+    sizes = contender.batch(count)
+    taken_s = time.perf_counter() - started_s
+    _expect(len(sizes) == count, f"{len(sizes)} results of {count} calls")
+    return {"taken_s": taken_s, "mean_batch": count / sum(1 / size for size in sizes)}
 
 
 def timed_map(contender: Contender, body: str, count: int, argument: Any = None, size: int = 0) -> dict[str, Any]:

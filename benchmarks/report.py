@@ -23,6 +23,10 @@ MEASURES = {
     "spawns-accepted": ("10,000 spawns, until all are accepted", "inputs/s"),
     "spawns-done": ("10,000 spawns, until all are done", "inputs/s"),
     "large": ("64 MiB in and out", "MiB/s"),
+    "batches": ("2,000 single calls in batches of at most 32, 5 ms each", "calls/s"),
+    "batch-size": ("the same, calls in a batch", "in the mean"),
+    "at-once": ("10,000 × 10 ms, 100 at once in one container", "% of ideal"),
+    "web": ("JSON over HTTP, 20 connections (wrk -t1 -c20)", "requests/s"),
     "start": ("from nothing to the first result", "ms"),
     "cold-start": ("start of a local container to its first result", "ms"),
     "cluster-start": ("cold start of a container to its first result", "ms"),
@@ -36,7 +40,7 @@ MEASURES = {
     "pending-restart": ("kill -9 and start again, until all that was pending is back", "s"),
 }
 """What is measured: what it is called, and its unit. Lower is better where the unit is a time, bytes, or `× alone`."""
-RATES = ("inputs/s", "MiB/s", "% of ideal")
+RATES = ("inputs/s", "MiB/s", "% of ideal", "calls/s", "requests/s", "in the mean")
 
 
 @dataclass

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
-from benchmarks import cases, goals, processes, report
-from benchmarks.contenders import CONTENDERS, OURS, POOL
-from benchmarks.host import ContenderFailed, Host
+from benchmarks import bodies, cases, goals, processes, report
+from benchmarks.contenders import CONTENDERS, OURS, POOL, UVICORN
+from benchmarks.contenders.pool import Pool
+from benchmarks.host import ContenderFailed, Host, timed_batches
 from benchmarks.programs import mixed
 from benchmarks.report import Report, replace_block
 from benchmarks.run import PAGE
@@ -72,6 +74,46 @@ def test_a_contender_does_what_is_measured_and_leaves_nothing_behind(tmp_path: P
         with pytest.raises(ContenderFailed, match="KeyError"):
             host.ask("map", 30.0, body="unknown", count=1)
     assert processes.marked(host.mark) == []
+
+
+def test_a_web_server_serves_what_is_asked_of_it_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with Host(UVICORN, sys.executable, tmp_path, {}) as host:
+        host.ask("start", 30.0)
+        with urlopen(host.ask("web", 30.0)[0]["url"], timeout=30) as answer:
+            assert answer.read() == bodies.JSON
+    assert processes.marked(host.mark) == []
+
+
+def test_a_mean_batch_counts_each_batch_once() -> None:
+    class Batches(Pool):
+        def batch(self, count: int) -> list[int]:
+            return [30] * 30 + [10] * 10
+
+    assert timed_batches(Batches(), 40)["mean_batch"] == pytest.approx(20)
+    with pytest.raises(ContenderFailed, match="40 results of 41 calls"):
+        timed_batches(Batches(), 41)
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome"),
+    [
+        ("echo '  900 requests in 3.00s, 1MB read'; echo 'Requests/sec:    300.5'", (900, 300.5)),
+        ("echo ' 9 requests in 3.00s'; echo 'Requests/sec: 3'; echo 'Non-2xx or 3xx responses: 9'", "Non-2xx"),
+        ("echo 'unable to connect to 127.0.0.1'; exit 1", "unable to connect"),
+    ],
+)
+def test_only_answers_with_success_count_as_requests(
+    said: str, outcome: tuple[int, float] | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrk = tmp_path / "wrk"
+    wrk.write_text(f"#!/bin/sh\n{said}\n")
+    wrk.chmod(0o755)
+    monkeypatch.setattr(cases, "WRK", (str(wrk),))
+    if isinstance(outcome, tuple):
+        assert cases.load("http://127.0.0.1:1/", 1) == outcome
+        return
+    with pytest.raises(ContenderFailed, match=outcome):
+        cases.load("http://127.0.0.1:1/", 1)
 
 
 def test_a_contender_that_fails_is_reported_and_the_others_go_on(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import ray
 
-from benchmarks.bodies import BODIES
+from benchmarks.bodies import BODIES, async_sleep
 
-from . import WORKERS
+from . import AT_ONCE, WORKERS
 
 OBJECT_STORE_BYTES = 1 << 30
 
@@ -55,11 +55,17 @@ class Worker:
         return BODIES[body](value)
 
 
+class Sleeper:
+    async def sleep(self, duration_s: float) -> None:
+        await async_sleep(duration_s)
+
+
 class RayActors:
     def start(self, folder: Path) -> None:
         _init()
         make = ray.remote(num_cpus=1)(Worker)
         self._actors = [make.remote() for _ in range(WORKERS)]
+        self._sleeper: Any = None
 
     def map(self, body: str, inputs: Sequence[Any]) -> Sequence[Any]:
         results: list[Any] = ray.get(self._submit(body, inputs))
@@ -70,6 +76,11 @@ class RayActors:
 
     def spawn(self, body: str, inputs: Sequence[Any]) -> None:
         self._submit(body, inputs)
+
+    def sleep_at_once(self, count: int, duration_s: float) -> None:
+        if self._sleeper is None:
+            self._sleeper = ray.remote(num_cpus=0, max_concurrency=AT_ONCE)(Sleeper).remote()
+        ray.get([self._sleeper.sleep.remote(duration_s) for _ in range(count)])
 
     def _submit(self, body: str, inputs: Sequence[Any]) -> list[Any]:
         turns = cycle([actor.run.remote for actor in self._actors])
