@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nomadfn_agent import wire
 from nomadfn_agent.wire import payload as payloads
+from simulated_streams import Reader, check_result
 
 from nomadfn.core import calls, effects
 from nomadfn.core.model import NO_DEADLINE
@@ -24,10 +25,14 @@ SESSION_AWAY_S = 30.0
 BACK_OFF_S = 1.0
 
 
+Answer = effects.SendParts | effects.SendResults | effects.Accept | effects.Reject
+
+
 class Work(NamedTuple):
     """What an input does: `ok`, `raise` the first `times`, `poison`, `hang`, or `nest` a call of `function`.
 
-    A function that calls itself has `times` levels left. `salt` makes each payload one of its own.
+    A function that calls itself has `times` levels left. `salt` makes each payload one of its own. A generator gives
+    `parts` before that.
     """
 
     does: str
@@ -35,14 +40,15 @@ class Work(NamedTuple):
     times: int = 0
     function: int = -1
     salt: int = 0
+    parts: int = 0
 
     def encode(self) -> bytes:
         return "|".join(map(str, self)).encode()
 
     @classmethod
     def decode(cls, payload: bytes) -> Work:
-        does, seconds, times, function, salt = payload.decode().split("|")
-        return cls(does, float(seconds), int(times), int(function), int(salt))
+        does, seconds, *numbers = payload.decode().split("|")
+        return cls(does, float(seconds), *map(int, numbers))
 
 
 @dataclass(eq=False)
@@ -65,6 +71,8 @@ class ClientCall:
     waits: bool = False
     """A refused part is tried again after a while."""
     cancelled: bool = False
+    reader: Reader | None = None
+    """Who takes its parts, of a generator."""
     orphaned: bool = False
     """Its session or app ended, so that cancellation is a right answer."""
 
@@ -132,6 +140,8 @@ class Client:
             call.waits = False
             call.submitted &= call.accepted if call.durable else set(call.results)
             self.pump(call)
+            if call.reader is not None:
+                call.reader.tell()
             if call.kind == wire.SPAWN_MAP and call.settled:
                 self._close(call)
 
@@ -180,7 +190,7 @@ class Client:
         self.gone = True
         self.connected = False
 
-    def _later(self, action: Callable[[], None]) -> None:
+    def later(self, action: Callable[[], None]) -> None:
         """Run `action` when a message over this connection has arrived, in order; never if it is cut before."""
         generation = self.generation
         world = self.world
@@ -196,6 +206,8 @@ class Client:
 
     def start(self, call: ClientCall) -> None:
         self.calls[call.id] = call
+        if any(work.parts for work in call.works):
+            call.reader = Reader(self, call)
         self.pump(call)
 
     def pump(self, call: ClientCall) -> None:
@@ -207,7 +219,7 @@ class Client:
             return
         while part := call.next_part():
             call.submitted.update(part)
-            self._later(lambda part=part: self._submit(call, part))  # type: ignore[misc]
+            self.later(lambda part=part: self._submit(call, part))  # type: ignore[misc]
 
     def _submit(self, call: ClientCall, part: list[int]) -> None:
         world = self.world
@@ -216,6 +228,8 @@ class Client:
         submission = calls.Submission(
             call.id, call.function, call.kind, part[0], sent, wire.PICKLE, (), call.priority, deadline
         )
+        if call.reader is not None and call.reader.attempt:
+            submission.attempt, call.reader.resumed = call.reader.attempt, True
         world.note("submit", call.id, part[0], len(part))
         # A refusal that is sent now may arrive when its reason is gone.
         call.orphaned = call.orphaned or world.is_stopped(call.function)
@@ -240,7 +254,7 @@ class Client:
                 assert not call.accepted, f"accepted call {call.id} is unknown"
             self.pump(call)
 
-        self._later(arrive)
+        self.later(arrive)
 
     def _close(self, call: ClientCall) -> None:
         def arrive() -> None:
@@ -248,17 +262,21 @@ class Client:
                 self.world.note("close", call.id)
                 self.world.core.close_call(self.world.now, call.id, len(call.accepted))
 
-        self._later(arrive)
+        self.later(arrive)
 
     # Answers
 
-    def receive(self, effect: effects.SendResults | effects.Accept | effects.Reject) -> None:
+    def receive(self, effect: Answer) -> None:
         if self.connected:
-            self._later(lambda: self._take(effect))
+            self.later(lambda: self._take(effect))
 
-    def _take(self, effect: effects.SendResults | effects.Accept | effects.Reject) -> None:
+    def _take(self, effect: Answer) -> None:
         call = self.calls[effect.call]
         match effect:
+            case effects.SendParts():
+                assert call.reader is not None, f"{call.id} is no generator"
+                call.reader.receive(effect)
+                return
             case effects.SendResults():
                 self._take_results(call, effect)
             case effects.Accept():
@@ -284,10 +302,13 @@ class Client:
             assert index in call.submitted, f"a result of {call.id}[{index}], which is not open"
             assert index not in call.results, f"a second result of {call.id}[{index}]"
             self.world.check_result(call, index, status, payload)
+            if call.reader is not None:
+                error = failure_of(payload) if status == wire.FAILURE else ""
+                check_result(call, status, error, (call.id, index) in self.world.broken)
             call.results[index] = status
         if self.world.random.random() < 0.6:
             seen = self.seen
-            self._later(lambda: self.world.core.acknowledge(self.id, seen))
+            self.later(lambda: self.world.core.acknowledge(self.id, seen))
 
     def _take_reject(self, call: ClientCall, effect: effects.Reject) -> None:
         part = set(range(effect.first, effect.first + effect.count))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nomadfn_agent import wire
 from nomadfn_agent.wire import payload as payloads
 from simulated_clients import Client, Work
+from simulated_streams import Producer
 
 from nomadfn.core import effects
 
@@ -18,7 +19,14 @@ CANCELLED = payloads.encode(payloads.Failure("InputCancellation", "interrupted")
 STOPPED = "exit code 0"
 
 
-Order = effects.Deliver | effects.DeliverBatch | effects.Recall | effects.Interrupt | effects.StopContainer
+Order = (
+    effects.Deliver
+    | effects.DeliverBatch
+    | effects.Recall
+    | effects.Interrupt
+    | effects.StopContainer
+    | effects.Consumed
+)
 
 
 class Item(NamedTuple):
@@ -50,6 +58,7 @@ class SimulatedContainer:
         self.interrupted: set[int] = set()
         self.outstanding: set[int] = set()
         """Deliveries that the core has sent and heard nothing of."""
+        self._producers: dict[int, Producer] = {}
         self._outputs: list[tuple[int, int, bytes, float]] = []
         self._arrival = 0.0
         self._departure = 0.0
@@ -90,6 +99,8 @@ class SimulatedContainer:
             world.lost(f"{world.apps_of[self.id]}/f{self.function}")
         for item in self.running.values():
             world.end_run(item.key, self)
+            if (producer := self._producers.get(item.delivery)) is not None and producer.given:
+                world.broken.add(item.key)
         self.queue.clear()
         self.running.clear()
         self.units.clear()
@@ -139,12 +150,17 @@ class SimulatedContainer:
                 slow = self.world.random.random() < 0.1
                 wait_s = self.world.random.uniform(0, 6) if slow else self.world.latency()
                 self.world.after(wait_s, lambda: self._give_back(effect.deliveries))
+            case effects.Consumed():
+                if effect.delivery in self.running:
+                    self._producers[effect.delivery].consumed(effect.number)
             case effects.Interrupt():
                 self._give_back(effect.deliveries)
                 stubborn = self.world.random.random() < 0.2
                 for delivery in effect.deliveries:
                     if delivery in self.running and not stubborn:
-                        self._finish(delivery, wire.FAILURE, CANCELLED)
+                        self.cancel(delivery)
+                    elif delivery in self._producers:
+                        self._producers[delivery].cancel()  # It ends at its next part, whatever its code catches.
             case effects.StopContainer():
                 wait_s = 0.0 if effect.grace_s == 0 else self.world.random.uniform(0, min(effect.grace_s, 0.1))
                 self.world.after(wait_s, lambda: self.die(STOPPED if effect.grace_s else "killed by SIGKILL"))
@@ -189,7 +205,7 @@ class SimulatedContainer:
             for one in whole:
                 self.running[one.delivery] = one
                 self.world.begin_run(one.key, self)
-            if any(one.work.does == "hang" for one in whole):
+            if any(one.work.does == "hang" and not one.work.parts for one in whole):
                 continue  # With a batch, all of it hangs.
             longest = max(one.work.seconds for one in whole)
             if len(whole) > 1 and self._raises(whole):
@@ -212,7 +228,21 @@ class SimulatedContainer:
             if one.delivery in self.running:
                 self._finish(one.delivery, wire.BATCH_RAISED, b"")
 
+    def cancel(self, delivery: int) -> None:
+        self._finish(delivery, wire.FAILURE, CANCELLED)
+
+    def give(self, delivery: int, number: int, payloads: list[bytes]) -> None:
+        """Send parts of what runs."""
+        statuses = [wire.OK] * len(payloads)
+        self._send(lambda: self.world.core.parts(self.id, delivery, number, statuses, payloads))
+
     def _run(self, item: Item) -> None:
+        if item.work.parts:
+            self._producers[item.delivery] = Producer(self, item, lambda: self._go_on(item))
+        else:
+            self._go_on(item)
+
+    def _go_on(self, item: Item) -> None:
         world, work = self.world, item.work
         match work.does:
             case "poison":

@@ -27,6 +27,8 @@ class Traits:
     nests: list[int] = field(default_factory=list)
     hangs: bool = False
     poisons: bool = False
+    streams: bool = False
+    """It is a generator."""
 
 
 class Programs:
@@ -67,6 +69,7 @@ class Programs:
         self.traits.append(traits)
         max_inputs = rng.choice((1, 1, 1, 3))
         batch_size = rng.choice((0, 0, 2, 5)) if not traits.nests else 0
+        traits.streams = not traits.nests and not batch_size and rng.random() < 0.4
         return wire.FunctionSpec(
             name=f"f{index}",
             autoscaler=wire.AutoscalerSettings(
@@ -83,6 +86,7 @@ class Programs:
             max_inputs=max_inputs,
             target_inputs=rng.choice((None, None, 1, max_inputs - 1 or None)),
             is_async=rng.random() < 0.5,
+            is_generator=traits.streams,
             max_batch_size=batch_size,
             batch_wait_ms=rng.choice((0, 5, 100)) if batch_size else 0,
             on_batch_error=rng.choice(("fail", "bisect")) if batch_size else "fail",
@@ -141,6 +145,9 @@ class Programs:
         rng = self.random
         call = self.make_call(client, rng.randrange(len(self.specs)))
         client.start(call)
+        if call.reader is not None:
+            for _ in range(rng.randint(0, 4)):
+                client.start(self.make_call(client, int(call.function.rpartition("/f")[2])))
         if rng.random() < 0.15:
             terminate = rng.random() < 0.3
             self._plan_at(
@@ -156,6 +163,8 @@ class Programs:
         # A function that calls itself stops after a few levels.
         # Functions that never start fail slowly, a full limit at a time.
         most = 4 if nested else 12 if self.traits[function].start_fails else 50
+        if self.traits[function].streams:
+            kind = wire.REMOTE
         inputs = 1 if kind in (wire.REMOTE, wire.SPAWN) else rng.randint(1, most)
         if nested_by == function:
             kind, inputs = wire.REMOTE, 1
@@ -165,13 +174,18 @@ class Programs:
             id=f"fc-{len(self.calls):06d}",
             kind=kind,
             function=f"{client.app}/f{function}",
-            works=[self._work(function, i, levels) for i in range(inputs)],
+            works=[self._with_parts(function, self._work(function, i, levels)) for i in range(inputs)],
             priority=rng.choice((0, 0, 0, 1)),
             deadline_s=rng.uniform(0, 3) if rng.random() < 0.1 else None,
             window=rng.choice((3, 10, 30, 10_000)),
         )
         self.calls[call.id] = call
         return call
+
+    def _with_parts(self, function: int, work: Work) -> Work:
+        if not self.traits[function].streams:
+            return work
+        return work._replace(parts=self.random.choice((0, 1, 3, 10, 40)))
 
     def _work(self, function: int, salt: int, levels: int) -> Work:
         rng, traits = self.random, self.traits[function]

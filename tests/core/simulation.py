@@ -19,6 +19,7 @@ from simulated_clients import Client, ClientCall, failure_of
 from simulated_containers import SimulatedContainer
 from simulated_journal import Journal
 from simulated_programs import Programs, Traits
+from simulated_streams import check_kept
 
 from nomadfn.core import effects, records
 from nomadfn.core.core import Core
@@ -49,6 +50,8 @@ class World:
         self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._sequence = 0
         self._runs: dict[tuple[str, int], list[SimulatedContainer]] = {}
+        self.broken: set[tuple[str, int]] = set()
+        """Streams whose container was lost after it had given something."""
         self._raised: dict[tuple[str, int], int] = {}
         self._stopped: set[str] = set()
         self._passed: dict[str, dict[str, tuple[int, int]]] = {}
@@ -246,6 +249,9 @@ class World:
                 self.note("batch", effect.container, effect.calls, effect.deliveries, effect.indexes)
                 self._check_batch(effect)
                 self.containers[effect.container].receive(effect)
+            case effects.Consumed():
+                if effect.container in self.containers:
+                    self.containers[effect.container].receive(effect)
             case effects.Recall() | effects.Interrupt():
                 self.note(type(effect).__name__, effect.container, effect.deliveries)
                 if effect.container in self.containers:
@@ -257,7 +263,7 @@ class World:
                     self.containers[effect.container].receive(effect)
             case effects.StartContainer():
                 self._start(effect)
-            case effects.SendResults() | effects.Accept() | effects.Reject():
+            case effects.SendResults() | effects.SendParts() | effects.Accept() | effects.Reject():
                 self.note(type(effect).__name__, effect.session, effect.call)
                 for client in self.clients:
                     if client.id == effect.session:
@@ -357,6 +363,7 @@ class World:
         work = call.works[index]
         function = self.programs.specs[int(call.function.rpartition("/f")[2])]
         traits = self._traits_of(call.function)
+        batched = function.max_batch_size > 0
         where = f"{call.id}[{index}] ({work})"
         self.note("result", call.id, index, STATUSES[status])
         if status == wire.OK:
@@ -365,8 +372,9 @@ class World:
             return
         if status == wire.EXCEPTION:
             assert work.does == "raise", f"{where}: never raises"
-            shared = function.max_batch_size > 0 and traits.hangs  # a batch that hangs costs all of it a retry
-            excused = shared or call.deadline_s is not None  # no attempt begins after the deadline
+            shared = batched and traits.hangs  # a batch that hangs costs all of it a retry
+            # No attempt begins after the deadline, and none of what has given parts.
+            excused = shared or call.deadline_s is not None or work.parts > 0
             assert work.times > function.retries.max_retries or excused, f"{where}: had retries left"
             return
         error = failure_of(payload)
@@ -375,8 +383,8 @@ class World:
             "TimeoutError": call.deadline_s is not None and call.durable,
             "DeadlineExceededError": call.deadline_s is not None and not call.durable,
             "ExecutionError": traits.start_fails > 0,
-            "FunctionTimeoutError": work.does == "hang" or (function.max_batch_size > 0 and traits.hangs),
-            "InternalFailure": work.does == "poison",
+            "FunctionTimeoutError": work.does == "hang" or (traits.hangs and (batched or work.parts > 0)),
+            "InternalFailure": work.does == "poison" or work.parts > 0,
         }
         assert allowed.get(error, False), f"{where}: failed with {payload!r}"
 
@@ -384,6 +392,7 @@ class World:
 
     def _check(self) -> None:
         self.core.check_invariants()
+        check_kept(self)
         state = self.core.state
         assert state.containers.keys() == self.containers.keys(), "the core counts other containers than there are"
         for container in state.containers.values():
@@ -497,6 +506,8 @@ class World:
             "settled",
             "effects",
             "looks",
+            "streams",
+            "resuming",
         ):
             assert not getattr(state, name), f"{name} is not empty"
 
