@@ -331,6 +331,7 @@ class Core:
             apps.sweep(state, now)
             calls.expire(state, now)
             takeover.forget_early(state, now)
+            takeover.give_up_streams(state, now)
             variants.note_use(state, now)
         if now >= self._next_forgetting:
             self._next_forgetting = now + FORGET_EVERY_S

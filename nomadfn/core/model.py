@@ -167,7 +167,7 @@ class Batch:
 class Stream:
     """What an input gives out while it runs, and what it is fed; see `streams`. Both are kept until they are taken."""
 
-    __slots__ = ("attempt", "begun", "container", "fed", "feed", "number", "parts")
+    __slots__ = ("attempt", "begun", "container", "fed", "feed", "number", "parts", "taken")
 
     def __init__(self) -> None:
         self.attempt = 0
@@ -177,6 +177,8 @@ class Stream:
         """Of the last part that came."""
         self.parts: deque[tuple[int, list[int], list[bytes]]] = deque()
         """Number of the last, statuses, payloads."""
+        self.taken = 0
+        """Parts up to this number are taken."""
         self.fed = 0
         """Number of the last part that it was fed."""
         self.feed: deque[tuple[int, list[bytes], bool]] = deque()

@@ -44,8 +44,11 @@ def take_parts(
     stream.begun = True
     stream.number = number
     stream.parts.append((number, statuses, payloads))
+    if stream.taken > number - len(payloads):
+        _drop_taken(stream)  # They had come by way of an earlier leader.
+        state.effects.append(Consumed(container.id, delivery, stream.taken))
     session = state.sessions.get(one.call.caller)
-    if session is not None and session.attached:
+    if session is not None and session.attached and number > stream.taken:
         call = one.call.id
         state.effects.append(SendParts(session.id, call, one.index, delivery, number, statuses, payloads))
 
@@ -53,15 +56,20 @@ def take_parts(
 def taken(state: State, session: Session, call_id: str, index: int, number: int) -> None:
     """Whoever reads the stream has everything up to `number`."""
     call = state.calls.get(call_id)
-    stream = state.streams.get((call_id, index))
-    if stream is None or call is None or call.caller != session.id:
+    one = call.get(index) if call is not None else None
+    if one is None or one.call.caller != session.id:
         return
-    parts = stream.parts
-    while parts and parts[0][0] <= number:
-        parts.popleft()
-    one = call.get(index)
-    if one is not None and one.state == RUNNING and one.delivery == stream.attempt:
-        state.effects.append(Consumed(stream.container, stream.attempt, number))
+    # The container that gives them may not be back yet.
+    stream = state.streams.setdefault((call_id, index), Stream())
+    stream.taken = max(stream.taken, number)
+    _drop_taken(stream)
+    if one.state == RUNNING and one.delivery == stream.attempt:
+        state.effects.append(Consumed(stream.container, stream.attempt, stream.taken))
+
+
+def _drop_taken(stream: Stream) -> None:
+    while stream.parts and stream.parts[0][0] <= stream.taken:
+        stream.parts.popleft()
 
 
 def feed(state: State, call_id: str, index: int, payloads: list[bytes], *, last: bool) -> int:
@@ -120,6 +128,8 @@ def settle_claim(state: State, one: Input) -> None:
 
 def resume(state: State, now: float, inputs: Sequence[Input]) -> None:
     """Their client has parts of an attempt: that one may still come back with its container, or all is over."""
+    for one in inputs:
+        state.streams.setdefault((one.call.id, one.index), Stream()).begun = True
     waiting = [one for one in inputs if one.state == PENDING]
     if state.recovering:
         state.resuming.extend(waiting)
@@ -135,7 +145,7 @@ def end_recovery(state: State, now: float) -> None:
 
 def _give_up(state: State, now: float, inputs: Sequence[Input]) -> None:
     for one in inputs:
-        name = one.call.function.spec.name
+        name = one.call.function.spec.program_name
         text = (
             f"{name} had given a part of its result when its container was lost with the control service; {NOT_TWICE}"
         )
@@ -152,8 +162,10 @@ def fail_begun(state: State, now: float, container: Container, inputs: list[Inpu
     text = f"container {container.index} was lost with {len(over)} streams that had begun; they fail"
     state.effects.append(Notice(function.app, function.spec.name, text))
     for one in over:
-        number = state.streams[one.call.id, one.index].number
-        text = f"{function.spec.name} had given {number:,} parts when its container was lost; {NOT_TWICE}. {why}"
+        stream = state.streams[one.call.id, one.index]
+        number = max(stream.number, stream.taken)
+        given = f"{number:,} part{'s'[: number != 1]}" if number else "a part of its result"
+        text = f"{function.spec.program_name} had given {given} when its container was lost; {NOT_TWICE}. {why}"
         fail(state, now, one, "InternalFailure", text)
     return [one for one in inputs if one.state == RUNNING]
 

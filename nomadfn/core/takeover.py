@@ -15,10 +15,12 @@ from . import streams
 from .effects import Interrupt
 from .model import PENDING, READY, RUNNING, STARTING, Call, Container, Function, Input
 from .pool import list_container
-from .state import LOOK_S, Claim, State, drop_blob, finish, forget_claim, is_claim
+from .state import LOOK_S, Claim, State, drop_blob, fail, finish, forget_claim, is_claim
 
 EARLY_S = 60.0
 """How long a result is kept whose client has not come back."""
+UNCLAIMED_S = 30.0
+"""How long a stream runs on whose client has not come back: as long as a session may be away."""
 
 
 def adopt(state: State, now: float, function: Function, id: str, index: int) -> Container:
@@ -53,7 +55,7 @@ def attach(
     function.ready += 1
     refused = []
     for delivery, call, index in zip(deliveries, calls, indexes, strict=True):
-        if not _hold(state, container, delivery, call, index):
+        if not _hold(state, now, container, delivery, call, index):
             refused.append(delivery)
         elif container.counts_slots:
             _take_slot(container, now, delivery)
@@ -73,7 +75,7 @@ def _take_slot(container: Container, now: float, delivery: int) -> None:
     container.begin(now, delivery)
 
 
-def _hold(state: State, container: Container, delivery: int, call_id: str, index: int) -> bool:
+def _hold(state: State, now: float, container: Container, delivery: int, call_id: str, index: int) -> bool:
     """Count one delivery as running in the container. False where it has a result, or runs elsewhere."""
     function = container.function
     call = state.calls.get(call_id)
@@ -82,7 +84,7 @@ def _hold(state: State, container: Container, delivery: int, call_id: str, index
         if (call_id, index) in state.claims or (call is not None and call.durable and call.total >= 0):
             return False
         # Not in `state.calls`: its client will make the call itself when it comes.
-        claim = Input(Call(call_id, -1, function, ""), index, b"", 0, state=RUNNING, delivery=delivery)
+        claim = Input(Call(call_id, -1, function, "", created=now), index, b"", 0, state=RUNNING, delivery=delivery)
         state.claims[call_id, index] = Claim(container, claim)
         function.running[0] += 1
         container.held[delivery] = claim
@@ -128,6 +130,15 @@ def drop_claims(state: State, container: Container) -> None:
             del container.held[delivery]
             container.release(container.progress, delivery)
             forget_claim(state, one)
+
+
+def give_up_streams(state: State, now: float) -> None:
+    """Cancel streams whose client does not come back, such as a browser: they would wait for it until their timeout."""
+    for claim in list(state.claims.values()):
+        call = claim.input.call
+        if call.function.spec.streams and now - call.created >= UNCLAIMED_S:
+            state.effects.append(Interrupt(claim.container.id, [claim.input.delivery]))
+            fail(state, now, claim.input, "InputCancellation", "its client has not come back")
 
 
 def forget_early(state: State, now: float) -> None:

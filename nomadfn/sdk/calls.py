@@ -133,7 +133,7 @@ class SingleCall:
         self._session.forget(self.id)
         self.outcome.fail(error)
 
-    def outstanding(self) -> Sequence[wire.Submit | wire.Taken]:
+    def outstanding(self) -> list[wire.Submit]:
         self._submit.deadline_s = self._options.rest_s
         return [self._submit]
 

@@ -50,13 +50,14 @@ class OpenCall(Protocol):
     def accept(self, frame: wire.Accepted) -> None: ...
     def reject(self, frame: wire.Rejected) -> None: ...
     def fail(self, error: BaseException) -> None: ...
-    def outstanding(self) -> Sequence[wire.Submit | wire.Taken]: ...
+    def outstanding(self) -> Sequence[wire.Submit]: ...
 
 
 class OpenStream(OpenCall, Protocol):
     """A call that gives parts before its result; see `generators`."""
 
     def take_parts(self, frame: wire.Parts) -> None: ...
+    def taken(self) -> wire.Taken: ...
 
 
 class Client:
@@ -384,6 +385,9 @@ class Client:
                     frames += call.outstanding()
             for frame in frames:
                 link.send(wire.encode(frame))
+            for stream in list(self._streams.values()):
+                # What a reader has said on the new link may have overtaken what makes its call known there.
+                link.send(wire.encode(stream.taken()))
         except BaseException:
             self._link = None
             link.close()

@@ -101,10 +101,9 @@ class GeneratorCall(SingleCall):
         super().fail(error)
         self._wake()
 
-    def outstanding(self) -> list[wire.Submit | wire.Taken]:
-        """What has to be sent again on a new connection."""
-        taken = [wire.Taken(self.id, 0, self._told)] if self._told else []
-        return [*super().outstanding(), *taken]
+    def taken(self) -> wire.Taken:
+        """What was said last of what is taken."""
+        return wire.Taken(self.id, 0, self._told)
 
     def _wake(self) -> None:
         signal, self._signal = self._signal, None

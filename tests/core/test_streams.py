@@ -244,3 +244,28 @@ def test_an_ended_stream_that_nobody_comes_for_is_forgotten() -> None:
     found = world.wait(61)
     assert REFERENCE in [one.reference for one in of(found, effects.DropBlob)]
     assert not world.core.state.streams
+
+
+def test_what_a_client_has_taken_is_told_to_a_container_that_comes_back_later() -> None:
+    world = Successor(is_generator=True)
+    call = world.submit(b"x", kind=wire.REMOTE, attempt=OLD)
+    world.core.parts_taken(SESSION, call, 0, 5)
+    world.attach((OLD, call, 0))
+    world.core.parts("ct-old", OLD, 5, [0] * 3, [b"3", b"4", b"5"])
+    world.core.parts("ct-old", OLD, 6, [0], [b"6"])
+    found = world.go_on()
+    assert [(one.delivery, one.number) for one in of(found, effects.Consumed)] == [(OLD, 5)]
+    assert [one.number for one in of(found, effects.SendParts)] == [6]
+
+
+def test_a_stream_whose_client_does_not_come_back_is_cancelled() -> None:
+    world = Successor(is_generator=True)
+    world.attach((OLD, f"fc-{int(world.now):08x}{1:024x}", 0))
+    world.core.parts("ct-old", OLD, 1, [0], [b"1"])
+    world.go_on()
+    assert of(world.wait(29), effects.Interrupt) == []
+    assert [one.deliveries for one in of(world.wait(2), effects.Interrupt)] == [[OLD]]
+    world.give(OLD, status=wire.FAILURE)
+    world.wait(61)
+    assert not world.core.state.streams
+    assert not world.core.state.early
