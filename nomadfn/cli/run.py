@@ -43,7 +43,7 @@ def run(
     from nomadfn.cli import program
 
     threading.excepthook = program.report_in_thread  # for good: threads may outlive the run
-    with _interrupts():
+    with interrupts():
         code = _run(program.load_program(reference, as_modal=as_modal), reference, words, detach=detach, quiet=quiet)
     if code:
         raise typer.Exit(code)
@@ -116,7 +116,7 @@ class _Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def _interrupts() -> Iterator[None]:
+def interrupts() -> Iterator[None]:
     """The first Ctrl-C cancels, the second ends this process at once; a private service ends with it."""
     count = 0
 

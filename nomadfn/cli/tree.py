@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from nomadfn.cli import apps, deploy, doctor, functions, render, run, secrets, service
+from nomadfn.cli import apps, deploy, doctor, functions, render, run, secrets, serve, service
 
 cli = typer.Typer(
     name="nomadfn",
@@ -23,6 +23,7 @@ cli = typer.Typer(
 )
 run.register(cli)
 deploy.register(cli)
+serve.register(cli)
 render.register(cli)
 service.register(cli)
 doctor.register(cli)

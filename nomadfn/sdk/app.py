@@ -250,23 +250,40 @@ class App:
             raise InvalidError("a detached run needs a control service that stays; start one with `nomadfn up`")
         handle = await off_loop(service.attach_or_start)
         client = Client(handle, observer)
+        app_id = "ap-" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(22))
         try:
-            welcome = await off_loop(client.connect)
-            spec = await off_loop(lambda: self._spec(client, welcome))
-            app_id = "ap-" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(22))
-            start = {"app_id": app_id, "ephemeral": True, "spec": to_builtins(spec)}
-            body = await client.start_request("app.start", start, standing=True)
-            watch = {"app_id": app_id, "logs": True, "stats": True}
-            await client.start_request("app.watch", watch, standing=True)
+            running = await self._put_in_force(client, app_id)
         except BaseException:
             client.close()
             await off_loop(handle.close)
             raise
         activate(client)
+        self._running = running
+        observer.running(self.name, app_id, (await off_loop(client.connect)).target or handle.target)
+        observer.web_functions(running.web_urls)
+
+    async def _replace(self, former: App, observer: Observer) -> None:
+        """Take the place of `former`, which runs: by its connection and under its id."""
+        assert former._running is not None
+        if not self.registered_functions:
+            raise InvalidError(f"{self!r} has no functions any more; put @app.function() above one")
+        before = former._running
+        self._running = await self._put_in_force(before.client, before.app_id)
+        former._running = None
+        if self._running.web_urls != before.web_urls:
+            observer.web_functions(self._running.web_urls)
+
+    async def _put_in_force(self, client: Client, app_id: str) -> Running:
+        """Have the control service run this app under `app_id`, and again whenever another one leads."""
+        welcome = await off_loop(client.connect)
+        spec = await off_loop(lambda: self._spec(client, welcome))
+        client.drop_standing(app_id)
+        start = {"app_id": app_id, "ephemeral": True, "spec": to_builtins(spec)}
+        body = await client.start_request("app.start", start, standing=True)
+        watch = {"app_id": app_id, "logs": True, "stats": True}
+        await client.start_request("app.watch", watch, standing=True)
         ships_main = spec.code.main_module == code.alias_main() != ""
-        self._running = Running(client, app_id, body["functions"], ships_main, body.get("web_urls", {}))
-        observer.running(self.name, app_id, welcome.target or handle.target)
-        observer.web_functions(self._running.web_urls)
+        return Running(client, app_id, body["functions"], ships_main, body.get("web_urls", {}))
 
     async def _stop(self, detach: bool, observer: Observer) -> None:
         running, self._running = self._running, None

@@ -152,6 +152,20 @@ def pack(modules: Iterable[str], named: Iterable[str] = (), *, as_modal: bool) -
     return data, code
 
 
+def local_modules() -> dict[str, Path]:
+    """Every module that is loaded from source of the program's own, not of a library's, with its file."""
+    libraries = _library_folders()
+    found: dict[str, Path] = {}
+    for name, module in list(sys.modules.items()):
+        top = name.partition(".")[0]
+        if top in OWN_PACKAGES or top in sys.stdlib_module_names or top in ("__main__", "__mp_main__"):
+            continue
+        source = _source_of(module)
+        if source is not None and not _is_in(source, libraries):
+            found[name] = source
+    return found
+
+
 def find_source(name: str) -> dict[str, Path]:
     """The files of a module, or of the whole of its package, by their place in the archive. Raises InvalidError."""
     top = name.partition(".")[0]
@@ -280,7 +294,11 @@ class _Collection:
         return name.isidentifier() and not _is_skipped(name) and (self.root / name / "__init__.py").is_file()
 
     def _is_library(self, path: Path) -> bool:
-        return "site-packages" in path.parts or any(path.is_relative_to(folder) for folder in self._libraries)
+        return _is_in(path, self._libraries)
+
+
+def _is_in(path: Path, libraries: list[Path]) -> bool:
+    return "site-packages" in path.parts or any(path.is_relative_to(folder) for folder in libraries)
 
 
 def _source_of(module: ModuleType) -> Path | None:
