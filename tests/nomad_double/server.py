@@ -50,6 +50,7 @@ class NomadDouble:
 class _Handler(BaseHTTPRequestHandler):
     double: State
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # Else each answer waits for an acknowledgement of its head, as Nomad's do not.
 
     def log_message(self, *_: object) -> None:
         pass
