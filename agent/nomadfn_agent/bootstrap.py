@@ -9,7 +9,10 @@ because it is what tells them so.
 import gc
 import os
 import sys
+import time
 from typing import Callable  # noqa: UP035 - as old Pythons know it
+
+UNUSED_S = 30 * 86_400
 
 
 def run(read: Callable[[], bytes], digest: str, python: str, machine: str) -> None:
@@ -22,8 +25,13 @@ def run(read: Callable[[], bytes], digest: str, python: str, machine: str) -> No
             f"nomadfn: this agent is for Python {python} on {machine}, and this is Python {here} on {this}: put "
             f"?python={here}&platform=linux_{this} behind agent_url in the cluster's settings, or use another image"
         )
-    gc.disable()  # Imports make hardly any garbage, and a first input waits for them. Containers turn it on again.
     sys.path[0] = unpacked(read, digest)
+    serve(python, machine)
+
+
+def serve(python: str, machine: str) -> None:
+    """Be the agent whose modules `sys.path` begins with."""
+    gc.disable()  # Imports make hardly any garbage, and a first input waits for them. Containers turn it on again.
     try:
         from nomadfn_agent.join import main
     except ImportError as error:
@@ -35,11 +43,22 @@ def run(read: Callable[[], bytes], digest: str, python: str, machine: str) -> No
 
 
 def unpacked(read: Callable[[], bytes], digest: str) -> str:
-    """The folder with what is in the archive, whole also where several agents make it at once."""
+    """The folder with what is in the archive, whole also where several agents make it at once.
+
+    It is the one that the job's start has chosen, where there is one.
+    """
+    base, target = os.path.split(os.environ.pop("NOMADFN_AGENT_FOLDER", ""))
+    if target:
+        forget_old(base, target)
+        return _made(base, target, read)
     base = os.environ.get("NOMAD_TASK_DIR") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "nomadfn"
     )
-    target = os.path.join(base, "nomadfn-agent-" + digest)
+    return _made(base, "nomadfn-agent-" + digest, read)
+
+
+def _made(base: str, name: str, read: Callable[[], bytes]) -> str:
+    target = os.path.join(base, name)
     if not os.path.isdir(target):
         temporary = os.path.join(base, f".nomadfn-agent-{os.getpid()}-{os.urandom(4).hex()}")
         os.makedirs(temporary)
@@ -53,6 +72,16 @@ def unpacked(read: Callable[[], bytes], digest: str) -> str:
             if not os.path.isdir(target):
                 raise
     return target
+
+
+def forget_old(base: str, target: str) -> None:
+    """Remove what earlier versions have left beside `target`, unless it was used in the last month."""
+    for name in os.listdir(base):
+        path = os.path.join(base, name)
+        if name.startswith("agent-") and name != target and os.stat(path).st_mtime < time.time() - UNUSED_S:
+            import shutil
+
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def write_all(data: bytes, folder: str) -> None:

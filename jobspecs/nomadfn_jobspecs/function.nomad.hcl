@@ -105,7 +105,7 @@ variable "python" {
 }
 
 variable "agent_url" {
-  description = "Where the control service offers the agent; empty: `agent_args` start one that is there already."
+  description = "An address that Nomad fetches the agent from, to local/nomadfn-agent.pyz. Empty: `agent_args` find it."
   type        = string
   default     = ""
 }
@@ -114,6 +114,12 @@ variable "agent_args" {
   description = "What Python is started with."
   type        = list(string)
   default     = ["$${NOMAD_TASK_DIR}/nomadfn-agent.pyz"]
+}
+
+variable "agent_path" {
+  description = "Where a control service offers the agent, behind one of `control_urls`."
+  type        = string
+  default     = ""
 }
 
 variable "control_urls" {
@@ -276,6 +282,7 @@ job "nomadfn-function" {
         env = {
           NOMADFN_CONTROL_URLS = join(" ", var.control_urls)
           NOMADFN_ENVIRONMENTS = var.environments
+          NOMADFN_AGENT        = var.agent_path
         }
 
         dynamic "identity" {

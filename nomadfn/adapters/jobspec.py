@@ -30,9 +30,12 @@ DIGEST_LENGTH = 10
 ADDRESSES = ("control_urls",)
 """Variables that may change while a spec does not: agents learn of new addresses when they join.
 
-`agent_url` is not among them: where the control service that offers the agent is gone, a job can start no container
-any more. The next leader's containers go into another job, and those that run go on in the old one.
+But where a task fetches its agent from a control service that is gone, a job can start no container any more: then the
+next leader's containers go into another job, and those that run go on in the old one.
 """
+AGENT_PATH = "/v1/agent/nomadfn-agent.pyz"
+"""Where every control service offers the agent, whether it leads or not."""
+AGENT_FILE = "${NOMAD_TASK_DIR}/nomadfn-agent.pyz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,9 @@ class JobSettings:
     network_mode: str = ""
     python: str = "python3"
     agent_url: str = ""
-    agent_args: tuple[str, ...] = ("${NOMAD_TASK_DIR}/nomadfn-agent.pyz",)
+    """From where Nomad fetches the agent. Empty, or only a query (`?python=3.12`): a control service has it."""
+    agent_args: tuple[str, ...] = ()
+    """What Python is started with; empty: what finds the agent, or runs the one that Nomad has fetched."""
     control_urls: tuple[str, ...] = ()
     environments: str = ""
     """Folder of the nodes for the Python environments of images; empty: below the user's cache folder."""
@@ -99,7 +104,7 @@ def render(needs: Needs, settings: JobSettings) -> Rendered:
     """
     hcl = nomadfn_jobspecs.read("function.nomad.hcl")
     values = _variables(needs, settings)
-    lasting = {name: value for name, value in values.items() if name not in ADDRESSES}
+    lasting = {name: value for name, value in values.items() if values["agent_path"] or name not in ADDRESSES}
     # A job is never changed under its containers: another text or agent is another job, too.
     digest = hashlib.sha256(json.dumps([lasting, hcl, __version__], sort_keys=True).encode()).hexdigest()
     job_id = f"{prefix(settings)}{_slug(needs.app)}-{_slug(needs.function)}-{digest[:DIGEST_LENGTH]}"
@@ -144,8 +149,7 @@ def _variables(needs: Needs, settings: JobSettings) -> dict[str, Any]:
         "image": image if settings.driver in IMAGE_DRIVERS else "",
         "network_mode": settings.network_mode,
         "python": settings.python,
-        "agent_url": settings.agent_url,
-        "agent_args": list(settings.agent_args),
+        **_agent(settings),
         "control_urls": list(settings.control_urls),
         "environments": settings.environments,
         "workload_identity": settings.workload_identity,
@@ -158,6 +162,15 @@ def _variables(needs: Needs, settings: JobSettings) -> dict[str, Any]:
         "gpu_memory_max_mib": choice.memory_max_mib,
         "kill_timeout": f"{settings.kill_timeout_s}s",
     }
+
+
+def _agent(settings: JobSettings) -> dict[str, Any]:
+    """How a task comes by its agent."""
+    if settings.agent_url.startswith("?") or not settings.agent_url:
+        args = settings.agent_args or ("-c", nomadfn_jobspecs.start())
+        return {"agent_url": "", "agent_path": AGENT_PATH + settings.agent_url, "agent_args": list(args)}
+    args = settings.agent_args or (AGENT_FILE,)
+    return {"agent_url": settings.agent_url, "agent_path": "", "agent_args": list(args)}
 
 
 def _slug(name: str) -> str:

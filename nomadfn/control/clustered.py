@@ -415,12 +415,9 @@ def job_settings(profile: Profile, settings: Settings, nomad: NomadApi, http_url
         chosen.setdefault("region", nomad.address.region)
     if "workload_identity" not in chosen:
         chosen["workload_identity"] = nomad.version() >= IDENTITIES_SINCE
-    agent_url = chosen.pop("agent_url", "")
-    if not agent_url or agent_url.startswith("?"):
-        agent_url = f"{http_url}{api.BUNDLE_PATH}{agent_url}" if http_url else ""
     known = (http_url, *profile.control_urls) if http_url else profile.control_urls
     control_urls = tuple(dict.fromkeys(known))
-    return JobSettings(cluster=profile.cluster, agent_url=agent_url, control_urls=control_urls, **chosen)
+    return JobSettings(cluster=profile.cluster, control_urls=control_urls, **chosen)
 
 
 def render_alone(profile: Profile, spec: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import nomadfn_jobspecs
 import pytest
 from nomadfn_agent import wire
 from nomadfn_agent.join import PING_S
@@ -32,6 +33,7 @@ from nomadfn_agent.wire.link import Link, LinkClosed, LinkRefused
 
 from nomadfn import ports
 from nomadfn.adapters.file_secrets import FileSecrets
+from nomadfn.adapters.jobspec import AGENT_PATH
 from nomadfn.adapters.local import describe_exit
 from nomadfn.adapters.memory import MemoryBlobs, MemoryCluster, MemoryJournal, MemoryRegistry
 from nomadfn.control import agents, api
@@ -210,15 +212,14 @@ class World:
 
     @contextmanager
     def agent(self, alloc: str = "1111", job: str = "job-f", token: str = "") -> Iterator[subprocess.Popen[bytes]]:
-        """An agent from the file that the control service offers, in a Python without any package."""
-        status, data = self.ask("GET", "/v1/agent/nomadfn-agent.pyz", token="")
-        assert status == 200
+        """An agent as a job starts it, in a Python without any package."""
         folder = self.folder / secrets.token_hex(4)
         folder.mkdir()
-        (folder / "nomadfn-agent.pyz").write_bytes(data)
         environment = {
             "PATH": os.environ["PATH"],
+            "XDG_CACHE_HOME": str(self.folder),
             "NOMADFN_CONTROL_URLS": self.http_url,
+            "NOMADFN_AGENT": AGENT_PATH,
             "NOMAD_JOB_ID": job,
             "NOMAD_ALLOC_ID": alloc,
             "NOMAD_GROUP_NAME": "lane-0",
@@ -228,7 +229,7 @@ class World:
         }
         self.log = folder / "stderr"
         with self.log.open("wb") as stderr:
-            command = [sys.executable, "-I", "-S", str(folder / "nomadfn-agent.pyz")]
+            command = [sys.executable, "-E", "-S", "-c", nomadfn_jobspecs.start()]
             process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=stderr, cwd=folder)
         try:
             yield process
@@ -271,7 +272,7 @@ def test_an_agent_from_the_offered_file_runs_functions_whose_code_comes_over_htt
     with world.agent():
         result, greeting, library = world.call("f", 41)
         assert (result, greeting) == (42, "hello")
-        assert "nomadfn-agent-" in library
+        assert "/nomadfn/agent-" in library
         assert world.call("large", 1000) == "x" * 1000
         assert world.call("large", 5_000_000) == "x" * 5_000_000
 

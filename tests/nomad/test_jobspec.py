@@ -101,10 +101,24 @@ def test_names_that_look_alike_are_jobs_of_their_own() -> None:
     assert len(ids) == 4
 
 
-def test_where_the_control_service_is_makes_no_other_job() -> None:
-    moved = JobSettings(control_urls=("http://b",))
-    assert jobspec.render(PLAIN, moved).job_id == jobspec.render(PLAIN, JobSettings()).job_id
-    assert jobspec.render(PLAIN, moved).variables != jobspec.render(PLAIN, JobSettings()).variables
+def test_where_the_control_service_is_makes_no_other_job_unless_it_offers_the_agent() -> None:
+    for fetched, same in (("http://artifacts/agent.pyz", True), ("?python=3.12", False), ("", False)):
+        one, other = [
+            jobspec.render(PLAIN, JobSettings(agent_url=fetched, control_urls=(url,)))
+            for url in ("http://a", "http://b")
+        ]
+        assert (one.job_id == other.job_id) == same
+        assert one.variables != other.variables
+
+
+def test_a_task_finds_its_agent_by_itself_unless_an_address_is_given() -> None:
+    own = json.loads(jobspec.render(PLAIN, JobSettings(agent_url="?python=3.12")).variables)
+    assert (own["agent_url"], own["agent_path"]) == ("", "/v1/agent/nomadfn-agent.pyz?python=3.12")
+    assert own["agent_args"] == ["-c", nomadfn_jobspecs.start()]
+    assert "${" not in own["agent_args"][1], "Nomad would put something in its place"
+    given = json.loads(jobspec.render(PLAIN, JobSettings(agent_url="http://artifacts/agent.pyz")).variables)
+    assert (given["agent_url"], given["agent_path"]) == ("http://artifacts/agent.pyz", "")
+    assert given["agent_args"] == ["${NOMAD_TASK_DIR}/nomadfn-agent.pyz"]
 
 
 @pytest.mark.parametrize(
