@@ -15,7 +15,7 @@ claims. The lock is a process-shared semaphore: two atomic instructions an input
 from __future__ import annotations
 
 import mmap
-import secrets
+import os
 import struct
 import threading
 from collections.abc import Callable
@@ -56,7 +56,7 @@ class Claims:
             # What is beneath `multiprocessing.Lock`: importing all of multiprocessing would slow each start down.
             from _multiprocessing import SemLock  # type: ignore[import-not-found]
 
-            lock = SemLock(_SEMAPHORE, 1, 1, f"/nomadfn-{secrets.token_hex(8)}", True)
+            lock = SemLock(_SEMAPHORE, 1, 1, f"/nomadfn-{os.urandom(8).hex()}", True)
             self._shared = True
         except (ImportError, OSError):
             lock = threading.Lock()

@@ -6,8 +6,6 @@ containers are started over a connection alone.
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import random
 import sys
@@ -15,8 +13,11 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
+import msgspec
+
+from .ask import get
 from .wire import VERSION, Join, encode
 from .wire.link import Link, LinkClosed, LinkRefused
 
@@ -35,8 +36,8 @@ STEADY_S = 5.0
 QUIET_S = 2.0
 """How long the search goes on before the agent says so; then twice as long each time, up to MAX_QUIET_S."""
 MAX_QUIET_S = 300.0
-MAX_ANSWER_BYTES = 64 * 1024
-REASONS = (OSError, LinkRefused, ValueError, KeyError, TypeError, http.client.HTTPException)
+REASONS = (OSError, LinkRefused, ValueError, KeyError, TypeError)
+OK = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,20 +178,13 @@ def ask_leader(url: str, lost: str = "") -> str:
 
     Where that is none, or only the leader that was `lost`, it answers as soon as there is another one, or in a moment.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("this is no address such as http://10.0.0.1:8700")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=ASK_S)
+    status, text = get(f"{url.rstrip('/')}/v1/leader" + (f"?unlike={quote(lost)}" if lost else ""), ASK_S)
+    if status != OK:
+        raise ConnectionError(f"HTTP status {status}: {text[:200].decode(errors='replace')}")
     try:
-        connection.request("GET", parts.path.rstrip("/") + "/v1/leader" + (f"?unlike={quote(lost)}" if lost else ""))
-        response = connection.getresponse()
-        text = response.read(MAX_ANSWER_BYTES).decode(errors="replace")
-        if response.status != http.HTTPStatus.OK:
-            raise ConnectionError(f"HTTP status {response.status}: {text[:200]}")
-        return str(json.loads(text)["data_url"])
-    finally:
-        connection.close()
+        return str(msgspec.json.decode(text)["data_url"])
+    except msgspec.DecodeError as error:
+        raise ValueError(f"it does not answer as a control service does: {error}") from error
 
 
 def say(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import struct
+import sys
 import time
 from pathlib import Path
 
@@ -107,8 +108,9 @@ def test_what_user_code_writes_into_the_shared_memory_does_not_hurt_the_supervis
 
 
 def test_without_shared_semaphores_nothing_is_withdrawn_and_all_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secrets.token_hex", lambda size: "no/such/name" * 40)
-    claims = Claims()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "_multiprocessing", None)
+        claims = Claims()
     assert claims.claim(1)
     assert claims.withdraw(9) is None
     assert claims.claim(2)
