@@ -31,10 +31,10 @@ from nomadfn_agent import wire
 from nomadfn import version
 from nomadfn.exception import ConflictError, NotFoundError, ServiceError
 
-LIBRARIES = ("a2wsgi", "cloudpickle", "h11", "msgspec", "websockets")
+LIBRARIES = ("a2wsgi", "cloudpickle", "cronsim", "h11", "msgspec", "websockets")
 LEFT_OUT = ("adapters", "cli", "control", "core")
 """Parts of nomadfn that no program imports, but for KEPT."""
-KEPT = ("core/__init__.py", "core/environment.py", "core/gpus.py")
+KEPT = tuple(f"core/{name}.py" for name in ("__init__", "calendar", "environment", "gpus", "variants"))
 OLDEST_PYTHON = (3, 11)
 SUFFIXES = (".py", ".so")
 FILES = "files"

@@ -10,14 +10,16 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from nomadfn_agent import wire
 
 from ..exception import InvalidError, ResourceExhaustedError
-from .model import App, Function
-from .state import State
+
+if TYPE_CHECKING:  # A program imports this, and nothing else of the core.
+    from .model import App, Function
+    from .state import State
 
 KEEP_S = 24 * 3600.0
 """A variant that nobody has used for this long, and that has no containers, is forgotten."""

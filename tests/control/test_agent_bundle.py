@@ -57,6 +57,32 @@ def test_equal_content_gives_equal_bytes(bundle: Bundle) -> None:
     assert build(HERE).digest == bundle.digest == hashlib.sha256(bundle.data).hexdigest()
 
 
+def test_all_that_a_program_imports_of_nomadfn_is_in_it(bundle: Bundle, tmp_path: Path) -> None:
+    """In a Python without packages, and what is imported only when it is used as well."""
+    code = """
+import ast, importlib, pathlib, sys
+root = pathlib.Path(sys.argv[1])
+sys.path.insert(0, str(root))
+program = [*sorted((root / "nomadfn").rglob("*.py")), root / "nomadfn_agent/wire/__init__.py"]
+for path in program:
+    if "cli" not in path.parts and path.name != "__main__.py":
+        name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        importlib.import_module(name)
+for path in (root / "nomadfn").rglob("*.py"):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "nomadfn.core":
+            for one in node.names:
+                importlib.import_module(f"nomadfn.core.{one.name}")
+import cronsim
+"""
+    for name, data in contents(bundle).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    command = [sys.executable, "-I", "-S", "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_bundle_is_small_and_made_once() -> None:
     bundles = Bundles()
     first = bundles.get()
