@@ -171,8 +171,9 @@ def find_function(module: ModuleType, spec: FunctionSpec, app_name: str) -> Call
 
 
 def raise_deferred(function: Any) -> None:
-    """Raise what an import of `with image.imports():` raised, if that is the image of this function."""
-    for error in getattr(getattr(function, "image", None), "import_errors", ()):
+    """Raise what an import of `with image.imports():` raised, if that is the image of this function, or class."""
+    image = getattr(getattr(function, "_function", function), "image", None)
+    for error in getattr(image, "import_errors", ()):
         raise error
 
 

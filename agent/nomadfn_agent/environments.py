@@ -45,6 +45,13 @@ _LOOK = (
 )
 
 
+PIP_VARIABLES = (
+    ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL"),
+    ("PIP_EXTRA_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL"),
+    ("PIP_FIND_LINKS", "UV_FIND_LINKS", "UV_FIND_LINKS"),
+    ("PIP_CERT", "SSL_CERT_FILE", "SSL_CERT_FILE"),
+)
+"""Of pip, of uv, and the name that older and newer versions of uv know."""
 HIDDEN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 """They would put other packages before the image's own."""
 
@@ -166,7 +173,7 @@ class _Run:
         python = _interpreter(image, self._uv)
         site = ["--system-site-packages"] if image.registry else []
         if self._uv:
-            command = [self._uv, "venv", "--quiet", "--no-project", "--no-config", *site, "--python", python]
+            command = [self._uv, "venv", "--quiet", "--no-project", *site, "--python", python]
         else:
             command = [python, "-m", "venv", *site]
         self._run("making the environment", [*command, self._path], {}, _no_python_help(image.python))
@@ -244,7 +251,7 @@ class _Run:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env={**self._environ, **env},
+                env=_as_uv_has_it({**self._environ, **env}),
                 cwd=self._folder,
                 pass_fds=(self._lock,),
                 text=True,
@@ -266,6 +273,14 @@ class _Run:
             named = ", ".join(f"{name}>={_least(name)}" for name in sorted(needs))
             own = f"; nomadfn, which runs in the same process, needs {named}" if named else ""
             raise BuildError(f"{what} ended with exit code {process.returncode}{own}{help}")
+
+
+def _as_uv_has_it(environ: dict[str, str]) -> dict[str, str]:
+    """uv reads none of pip's variables; where it has none of its own, those say where packages are."""
+    for pip, uv, former in PIP_VARIABLES:
+        if environ.get(pip) and not (environ.get(uv) or environ.get(former)):
+            environ[former] = environ[pip]
+    return environ
 
 
 def _least(name: str) -> str:

@@ -229,7 +229,7 @@ class ImageParents:
         if exit_code != 0 and not dropped:
             self._fail(image, f"its image {image.id} could not be built")
         if not image.waiting:
-            return
+            return self._forget_old()
         try:
             if (found := environments.use(image.id)) is None:
                 self._build(image)  # Somebody has removed it since.
@@ -237,6 +237,7 @@ class ImageParents:
                 self._launch(image, *found)
         except (environments.BuildError, OSError) as error:
             self._fail(image, f"its image {image.id} cannot be used here: {error}")
+        return None
 
     def _launch(self, image: Image, path: str, lock: int) -> None:
         """Start the warm parent. The lock that keeps the environment there goes along, and ends with it."""
@@ -346,6 +347,14 @@ class ImageParents:
                 self._end(name, what, image.tail.lines())
         if image.waiting:
             self._begin(image)
+        self._forget_old()
+
+    def _forget_old(self) -> None:
+        """Images that nobody has and whose last build has not just failed."""
+        now = time.monotonic()
+        for id, one in list(self._images.items()):
+            if not (one.pid or one.builder or one.waiting or one.containers or one.failed_until > now):
+                del self._images[id]
 
     def _fail(self, image: Image, what: str) -> None:
         self._note_failure(image, what)

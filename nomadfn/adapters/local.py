@@ -49,6 +49,8 @@ from nomadfn.ports import (
     Placement,
 )
 
+MAX_ENVIRONMENTS = 256
+"""Environments whose log is told to those who watch the function that they were prepared for."""
 MAX_RESTARTS = 3
 RESTART_WINDOW_S = 60.0
 """A warm parent that ends more often than MAX_RESTARTS in this time is not started again."""
@@ -109,6 +111,8 @@ class LocalCluster:
 
     def prepare(self, function: str, environment: ImageSpec) -> None:
         """Have the function's environment made, unless it is there: it will be needed on this machine."""
+        if len(self._environments) == MAX_ENVIRONMENTS:
+            del self._environments[next(iter(self._environments))]
         self._environments[image_id(environment)] = function
         self._send(Prepare(environment))
 

@@ -153,7 +153,7 @@ def explain_function(app: str = APP, name: str = NAME, as_json: bool = JSON) -> 
         print()
         columns = ("container", "index", "state", "idle", "pid")
         rows = [
-            [one["container"], one["index"], one["state"], _idle(one["idle_s"]), str(one["pid"] or "-")]
+            [one["container"], one["index"], _state(one), _idle(one["idle_s"]), str(one["pid"] or "-")]
             for one in content["containers"]
         ]
         output.print_table(columns, rows, "")
@@ -208,6 +208,11 @@ def _pair(text: str) -> tuple[str, Any]:
     if not equals or not name.isidentifier():
         raise typer.BadParameter(f"--keyword takes NAME=VALUE, not {text!r}")
     return name, _value(value)
+
+
+def _state(container: dict[str, Any]) -> str:
+    waits_for = container.get("waits_for")
+    return f"{container['state']}: {waits_for}" if waits_for else str(container["state"])
 
 
 def _idle(idle_s: float | None) -> str:

@@ -44,9 +44,10 @@ def spec_of(app: App, name: str | None = None) -> dict[str, Any]:
 
     from nomadfn.sdk.app import to_builtins
 
+    parts = [*app.registered_functions.values(), *(one._function for one in app.registered_classes.values())]
     specs = [
         msgspec.structs.replace(one.spec, image=one.image._spec(f"function {one.name}") if one.image else None)
-        for one in app.registered_functions.values()
+        for one in parts
         if one.spec is not None
     ]
     built: dict[str, Any] = to_builtins(wire.AppSpec(name=name or app.name, functions=specs))

@@ -361,6 +361,7 @@ class Operations:
                 "held": len(one.held),
                 "idle_s": None if one.held else round(now - one.idle_since, 3),
                 "pid": one.pid,
+                "waits_for": "" if one.pid else one.preparing,
             }
             for one in scaling.containers_in_order(function)
         ]

@@ -85,6 +85,50 @@ def test_two_versions_of_a_package_run_side_by_side_in_one_app(world: World) -> 
     assert (again.out, "Building" in again.err) == (done.out, False)
 
 
+CLASSES = """
+    one = slim.pip_install("tiny==1.0", **TINY).env({"GREETING": "hello"})
+    broken = slim.pip_install("tiny==2.0", **TINY)
+    app = nomadfn.App("classes")
+
+    with one.imports():
+        import tiny
+    with broken.imports():
+        import missing_from_it
+
+    @app.cls(image=one)
+    class Model:
+        who: str = nomadfn.parameter(default="me")
+
+        @nomadfn.enter()
+        def load(self):
+            self.version = tiny.__version__
+
+        @nomadfn.method()
+        def get(self, x):
+            return x, self.version, self.who, os.environ["GREETING"]
+
+    @app.cls(image=broken)
+    class Broken:
+        @nomadfn.method()
+        def get(self):
+            pass
+
+    @app.local_entrypoint()
+    def main():
+        print(Model(who="you").get.remote(1))
+        print(Model.with_options(max_containers=2)().get.remote(2))
+        Broken().get.remote()
+"""
+
+
+def test_classes_and_their_variants_have_images_as_functions_do(world: World) -> None:
+    world.write("classes.py", head(world) + CLASSES)
+    done = world.nomadfn("run", "classes.py")
+    assert done.out.splitlines() == ["(1, '1.0', 'you', 'hello')", "(2, '1.0', 'me', 'hello')"], done.report
+    assert done.code != 0
+    assert "No module named 'missing_from_it'" in done.without_our_frames().err
+
+
 def test_a_build_that_fails_is_told_with_the_last_lines_of_its_log(world: World) -> None:
     source = """
     app = nomadfn.App("failing")
@@ -201,9 +245,11 @@ def test_images_are_built_from_the_start_of_a_run_and_at_a_deploy_on(world: Worl
     world.up()
     world.nomadfn("deploy", "early.py").ok()
     eventually(lambda: begun(project) == 2, "the deploy has begun it")
+    call = world.start(NOMADFN, "function", "call", "early", "f")
+    waits = "starting: its image im-"
+    eventually(lambda: waits in world.nomadfn("function", "explain", "early", "f").ok().out, "who waits, and for what")
     (project / "gate").touch()
-    eventually(lambda: environments(world) != [], "it is made")
-    assert "1.0" in world.nomadfn("function", "call", "early", "f").ok().out
+    assert "1.0" in call.wait().ok().out
     assert begun(project) == 2
 
 
