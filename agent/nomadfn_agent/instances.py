@@ -66,10 +66,12 @@ def value_of(type_name: str, text: str) -> Any:
     return text
 
 
-def _make_loop() -> asyncio.AbstractEventLoop:
+def _make_loop(is_web: bool) -> asyncio.AbstractEventLoop:
     import asyncio  # a class without coroutines does without its import
 
-    loop = asyncio.new_event_loop()
+    from .loops import make_event_loop
+
+    loop = make_event_loop() if is_web else asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     return loop
 
@@ -84,7 +86,8 @@ class Instance:
         }
         self.is_async = {one.name: one.is_async for one in spec.methods}
         every = marked(user_cls).values()
-        self.loop = _make_loop() if any(map(is_asynchronous, (one.raw_f for one in every))) else None
+        is_async = spec.is_web or any(map(is_asynchronous, (one.raw_f for one in every)))
+        self.loop = _make_loop(spec.is_web) if is_async else None
         """What runs all coroutines of the class, so that they may share connections and locks."""
         self.has_exit = any(one.nomadfn_role == EXIT for one in every)
 

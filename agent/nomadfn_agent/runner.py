@@ -128,7 +128,7 @@ def _make_loop(
     link: Link, claims: Claims, function: Callable[..., Any] | Instance, code: Code, rejoin: Callable[[], Link] | None
 ) -> Loop | Units:
     spec = code.bind.spec
-    if spec.web is not None:
+    if spec.is_web:
         from .web.loop import WebTasks
 
         web = WebTasks(link, function, code, flush_streams, rejoin)

@@ -44,6 +44,7 @@ from .wire import (
     Feed,
     Interrupt,
     Returned,
+    ToRunnerFrame,
     Withdraw,
     decode_to_runner,
 )
@@ -110,37 +111,40 @@ class Units:
     def _take(self, messages: Sequence[bytes]) -> None:
         """Act on frames from the control service."""
         for message in messages:
-            match frame := decode_to_runner(message):
-                case Deliver(call, deliveries, indexes, payloads, codecs, method):
-                    each = codecs if len(codecs) == len(deliveries) else codecs * len(deliveries)
-                    columns = (deliveries, repeat(call), indexes, payloads, each, repeat(method))
-                    if self._code.bind.spec.gives_parts(method):
-                        self._streams.update((one, self._new_stream(one, method)) for one in deliveries)
-                    self._waiting.extend([item] for item in zip(*columns, strict=False))
-                case DeliverBatch(calls, deliveries, indexes, payloads, codecs, last):
-                    methods = repeat(self._batched_method)
-                    self._batch.extend(zip(deliveries, calls, indexes, payloads, codecs, methods, strict=False))
-                    if last:
-                        self._waiting.append(self._batch)
-                        self._batch = []
-                case Consumed(delivery, number):
-                    if stream := self._streams.get(delivery):
-                        stream.on_consumed(number)
-                case Feed():
-                    if stream := self._streams.get(frame.delivery):
-                        stream.on_feed(frame)
-                case Withdraw(deliveries):
-                    self._outbox.flush()
-                    self._outbox.tell(Returned(self._withdraw(frozenset(deliveries))))
-                case Interrupt(deliveries):
-                    self._stop(frozenset(deliveries))
-                case Ack(number):
-                    self._outbox.kept.acknowledge(number)
-                case Drain():
-                    self._draining = True
-                case Bind():
-                    pass  # A container is bound once.
+            self._on_frame(decode_to_runner(message))
         self._fill()
+
+    def _on_frame(self, frame: ToRunnerFrame) -> None:
+        match frame:
+            case Deliver(call, deliveries, indexes, payloads, codecs, method):
+                each = codecs if len(codecs) == len(deliveries) else codecs * len(deliveries)
+                columns = (deliveries, repeat(call), indexes, payloads, each, repeat(method))
+                if self._code.bind.spec.gives_parts(method):
+                    self._streams.update((one, self._new_stream(one, method)) for one in deliveries)
+                self._waiting.extend([item] for item in zip(*columns, strict=False))
+            case DeliverBatch(calls, deliveries, indexes, payloads, codecs, last):
+                methods = repeat(self._batched_method)
+                self._batch.extend(zip(deliveries, calls, indexes, payloads, codecs, methods, strict=False))
+                if last:
+                    self._waiting.append(self._batch)
+                    self._batch = []
+            case Consumed(delivery, number):
+                if stream := self._streams.get(delivery):
+                    stream.on_consumed(number)
+            case Feed():
+                if stream := self._streams.get(frame.delivery):
+                    stream.on_feed(frame)
+            case Withdraw(deliveries):
+                self._outbox.flush()
+                self._outbox.tell(Returned(self._withdraw(frozenset(deliveries))))
+            case Interrupt(deliveries):
+                self._stop(frozenset(deliveries))
+            case Ack(number):
+                self._outbox.kept.acknowledge(number)
+            case Drain():
+                self._draining = True
+            case Bind():
+                pass  # A container is bound once.
 
     def _withdraw(self, deliveries: frozenset[int]) -> list[int]:
         """Take those of `deliveries` that have not been started out of what waits; returns which."""
@@ -201,8 +205,7 @@ class Tasks(Units):
     def serve(self, messages: Sequence[bytes] = ()) -> None:
         """Run units until the control service says `Drain`; ends the process when the link is lost for good."""
         self._coders = Coders(self._code)
-        given = self._instance.loop if self._instance is not None else None
-        self._loop = loop = given or asyncio.new_event_loop()
+        self._loop = loop = self._make_loop()
         asyncio.set_event_loop(loop)
         self._end = loop.create_future()
         if self.catches_term:
@@ -215,6 +218,10 @@ class Tasks(Units):
         self._send()
         if self._terminated:
             raise context.Terminated
+
+    def _make_loop(self) -> asyncio.AbstractEventLoop:
+        given = self._instance.loop if self._instance is not None else None
+        return given or asyncio.new_event_loop()
 
     def _terminate(self) -> None:
         self._terminated = True

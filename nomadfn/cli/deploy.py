@@ -61,7 +61,9 @@ def deploy(
         changed = f"changed: {', '.join(sorted(done.changed))}" if done.changed else "nothing changed"
         print(f"Deployed {app.name}, version {done.version}, with {count} ({changed})")
         for function in sorted(done.functions):
-            print(f"  {done.web_urls.get(function) or f'nomadfn function call {app.name} {function}'}")
+            urls = [url for name, url in sorted(done.web_urls.items()) if name.partition(".")[0] == function]
+            for line in urls or [f"nomadfn function call {app.name} {function}"]:
+                print(f"  {line}")
     if not served:
         raise typer.Exit(EXIT_NOT_SERVED)
 

@@ -137,8 +137,8 @@ def explain_function(app: str = APP, name: str = NAME, as_json: bool = JSON) -> 
     print(f"{content['app']} {_name(content)}")
     if content["methods"]:
         print(f"methods     {', '.join(content['methods'])}")
-    if content.get("web_url"):
-        print(f"answers at  {content['web_url']}")
+    for url in content.get("web_urls", ()):
+        print(f"answers at  {url}")
     print(f"settings    {settings_line(content['settings'])}{changed}")
     run_time_s = content["run_time_s"]
     measured = "" if run_time_s is None else f", {_run_time(run_time_s)} an input"

@@ -189,7 +189,7 @@ def _announce(folder: Path, service: Service, private: bool) -> dict[str, Any]:
 
 async def _serve_api(service: Service, settings: Settings, listener: socket.socket) -> Any:
     """The HTTP API; its import happens on a thread, so that inputs already flow meanwhile."""
-    if any(one.spec.web is not None for one in service.core.state.functions.values()):
+    if any(one.spec.is_web for one in service.core.state.functions.values()):
         await service.web.open()
     api = await asyncio.to_thread(_import_api)
     app = api.create_api(service, service.desk, max_body_bytes=settings.max_body_bytes)

@@ -136,7 +136,7 @@ class Gateway:
         if first["type"] != "http.request":
             return
         request.body, request.more = first["body"], first["more_body"]
-        visit = Visit(self._service, route.function, web.encode(request), CODEC)
+        visit = Visit(self._service, route.function, route.method, web.encode(request), CODEC)
         peer = scope["nomadfn.peer"]
         peer.on_lost = visit.lose
         upload = asyncio.ensure_future(self._upload(visit, receive, len(request.body))) if request.more else None
@@ -196,7 +196,7 @@ class Gateway:
     ) -> None:
         await receive()
         request.subprotocols = list(scope.get("subprotocols") or ())
-        visit = Visit(self._service, route.function, web.encode(request), CODEC)
+        visit = Visit(self._service, route.function, route.method, web.encode(request), CODEC)
         if not self._websockets:
             self._service.keep(self._end_websockets_of_draining())
         self._websockets.add(visit)

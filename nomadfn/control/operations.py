@@ -308,7 +308,8 @@ class Operations:
     async def _web_url(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         function = self._core.function(str(body["function_id"]))
         identity.require_app(function.app)
-        return {"url": self._service.web.url(function)}
+        base = self._state.apps[function.app].functions.get(function.spec.variant_of, function)
+        return {"url": self._service.web.url(base, str(body.get("method", "")))}
 
     async def _stats(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         function = self._core.function(str(body["function_id"]))
@@ -346,6 +347,7 @@ class Operations:
             "arguments": function.spec.arguments,
             "changes": _changes(function),
             "web_url": self._service.web.url(function),
+            "web_urls": [self._service.web.url(function, method) for method, _ in function.spec.webs],
             **schedule_of(self._state, function),
         }
 

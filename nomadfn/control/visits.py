@@ -51,7 +51,7 @@ class Visit:
         "too_large",
     )
 
-    def __init__(self, service: Service, function: Function, payload: bytes, codec: int) -> None:
+    def __init__(self, service: Service, function: Function, method: str, payload: bytes, codec: int) -> None:
         self.function = function
         self.outcome: Outcome | None = None
         """What the input ended with."""
@@ -72,7 +72,7 @@ class Visit:
         self._number = 0
         """Of the last part that `next` has given."""
         self._taken_bytes = 0
-        self.call = service.streams.hand_in(function, payload, codec, self)
+        self.call = service.streams.hand_in(function, payload, codec, self, method=method)
 
     # What the function gives.
 

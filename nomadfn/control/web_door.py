@@ -48,7 +48,7 @@ class WebDoor:
 
     async def open_for(self, spec: wire.AppSpec) -> None:
         """Where the app has web functions: be open."""
-        if any(one.web is not None for one in spec.functions):
+        if any(one.is_web for one in spec.functions):
             await self.open()
 
     async def open(self) -> None:
@@ -76,9 +76,9 @@ class WebDoor:
         if self._front is not None:
             await self._front.close()
 
-    def url(self, function: Function) -> str:
-        """Where a web function answers; empty for any other."""
-        return "" if self._gateway is None else self._gateway.routes.url(function)
+    def url(self, function: Function, method: str = "") -> str:
+        """Where a web function, or a method of a class, answers; empty for any other."""
+        return "" if self._gateway is None else self._gateway.routes.url(function, method)
 
     def urls(self, app: App) -> dict[str, str]:
         return {} if self._gateway is None else self._gateway.routes.urls(app)

@@ -28,7 +28,8 @@ class Route:
     """One web function, as requests find it."""
 
     function: Function
-    app: App
+    method: str
+    """Of a class; empty for a function."""
     web: wire.WebSpec
     root: str
     """What stands before the function's own path: empty where the host names it."""
@@ -68,24 +69,29 @@ class Routes:
         head = parts[1] + b"/" + parts[2]
         return self._paths.get(head) or (self._paths.get(unquote_to_bytes(head)) if b"%" in head else None)
 
-    def url(self, function: Function) -> str:
-        """Where a web function answers; empty for any other, or where the gateway is not open."""
+    def url(self, function: Function, method: str = "") -> str:
+        """Where a web function, or a method of a class, answers; empty for any other."""
         app = self._state.apps.get(function.app)
-        if function.spec.web is None or app is None or not self.base_url:
+        web = dict(function.spec.webs).get(method) if function.spec.is_web else None
+        if web is None or app is None:
             return ""
         if self._version != self._state.apps_version:
             self._rebuild()
-        name, label = self._names.get(app.id, app.id), label_of(function)
+        name, label = self._names.get(app.id, app.id), web.label or full_name(function.spec, method)
         if NAME not in self.base_url:
             return f"{self.base_url}/{name}/{label}"
         host = host_name(name, label)
         found = self._hosts.get(f"{host}.{self._domain}".encode())
-        is_its_own = found is None or found.function is function
+        is_its_own = found is None or found.function.app == app.id
         return self.base_url.replace(NAME, host if is_its_own else host_name(app.id, label))
 
     def urls(self, app: App) -> dict[str, str]:
         """Of the app's web functions, by name."""
-        return {name: self.url(one) for name, one in app.functions.items() if one.spec.web is not None}
+        return {
+            full_name(one.spec, method): self.url(one, method)
+            for one in app.functions.values()
+            for method, _ in ([] if one.spec.variant_of else one.spec.webs)
+        }
 
     def _rebuild(self) -> None:
         state = self._state
@@ -97,35 +103,38 @@ class Routes:
         for app in sorted(apps, key=lambda one: (one.deployed, one.started), reverse=True):
             name = app.name if app.deployed else f"{app.name}-dev"
             for function in app.functions.values():
-                if function.spec.web is None:
-                    continue
-                bucket = self._buckets.get(function.id) or Bucket(
-                    state.limits.web_requests_per_s, state.limits.web_burst_s
-                )
-                kept[function.id] = bucket
-                for shown in (name, app.id):
-                    if self._add(shown, app, function, bucket):
-                        self._names.setdefault(app.id, shown)
+                # A variant has its calls from programs; the address is that of what it is a variant of.
+                if function.spec.is_web and not function.spec.variant_of:
+                    bucket = self._buckets.get(function.id) or self._make_bucket()
+                    kept[function.id] = bucket
+                    for shown in (name, app.id):
+                        if self._add(shown, function, bucket):
+                            self._names.setdefault(app.id, shown)
         self._buckets = kept
 
-    def _add(self, shown: str, app: App, function: Function, bucket: Bucket) -> bool:
+    def _make_bucket(self) -> Bucket:
+        limits = self._state.limits
+        return Bucket(limits.web_requests_per_s, limits.web_burst_s)
+
+    def _add(self, shown: str, function: Function, bucket: Bucket) -> bool:
         """Make the function known under the app's name `shown`; False where another app has that."""
-        web = function.spec.web
-        assert web is not None
-        label = label_of(function)
-        path = f"{shown}/{label}".encode()
-        if path in self._paths:
-            return False
-        self._paths[path] = Route(function, app, web, f"/{shown}/{label}", b"/" + path, bucket)
-        at_host = Route(function, app, web, "", b"", bucket)
-        for domain in {self._domain, LOCAL_DOMAIN}:
-            self._hosts.setdefault(f"{host_name(shown, label)}.{domain}".encode(), at_host)
-        return True
+        added = False
+        for method, web in function.spec.webs:
+            label = web.label or full_name(function.spec, method)
+            path = f"{shown}/{label}".encode()
+            if path in self._paths:
+                continue
+            added = True
+            self._paths[path] = Route(function, method, web, f"/{shown}/{label}", b"/" + path, bucket)
+            at_host = Route(function, method, web, "", b"", bucket)
+            for domain in {self._domain, LOCAL_DOMAIN}:
+                self._hosts.setdefault(f"{host_name(shown, label)}.{domain}".encode(), at_host)
+        return added
 
 
-def label_of(function: Function) -> str:
-    web = function.spec.web
-    return (web.label if web is not None else "") or function.spec.name
+def full_name(spec: wire.FunctionSpec, method: str) -> str:
+    """`f` for a function, `C.f` for a method of a class."""
+    return f"{spec.program_name}.{method}" if method else spec.program_name
 
 
 def host_name(app: str, label: str) -> str:

@@ -71,7 +71,7 @@ def enqueue(function: Function, now: float, call: Call, inputs: Sequence[Input])
 def ahead(function: Function) -> int:
     """How many inputs a container may hold beyond its slots."""
     mean_s, spec = function.mean_run_s, function.spec
-    if mean_s is None or mean_s > AHEAD_BELOW_S or spec.max_batch_size or spec.streams or spec.web is not None:
+    if mean_s is None or mean_s > AHEAD_BELOW_S or spec.max_batch_size or spec.streams or spec.is_web:
         return 0
     return min(AHEAD_MAX, math.ceil(function.ahead_s * function.spec.max_inputs / max(mean_s, 1e-6)))
 

@@ -159,8 +159,7 @@ def apply(state: State, now: float, function: Function, plan: autoscaler.Scale, 
 
 def _owns_port(state: State, function: Function) -> bool:
     """Whether two containers of the function would listen on one port."""
-    web = function.spec.web
-    return state.shares_ports and web is not None and web.port > 0
+    return state.shares_ports and function.spec.is_web and any(web.port for _, web in function.spec.webs)
 
 
 def _waits_for_port(state: State, function: Function) -> bool:

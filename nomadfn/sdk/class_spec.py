@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 from nomadfn_agent import instances, wire
 
-from nomadfn.exception import InvalidError, UnsupportedError
+from nomadfn.exception import InvalidError
 
-from . import options
+from . import options, web
 from .parameters import parameters_of
 from .partial import EXIT, METHOD, Partial
 
@@ -30,10 +30,10 @@ def make_spec(user_cls: type, settings: Mapping[str, Any], said: Partial | None)
         raise InvalidError(f"{owner} has no method to call; put @nomadfn.method() above at least one")
     batching = _batching(methods, owner)
     spec = options.make_spec(settings, owner)
-    specs = [_method_spec(name, one.raw_f) for name, one in methods.items()]
+    specs = [_method_spec(name, one) for name, one in methods.items()]
     if batching and any(one.is_generator for one in specs):
         raise InvalidError(f"{owner}: a generator cannot be @batched; return a list, one result for each input")
-    return msgspec.structs.replace(
+    spec = msgspec.structs.replace(
         spec,
         name=options.check_name(user_cls.__name__, "class name"),
         is_async=any(one.is_async for one in specs),
@@ -43,6 +43,8 @@ def make_spec(user_cls: type, settings: Mapping[str, Any], said: Partial | None)
         **batching,
         **(said.fields() if said is not None else {}),
     )
+    web.settle_class(spec, owner)
+    return spec
 
 
 def methods_of(user_cls: type) -> dict[str, Partial]:
@@ -50,7 +52,10 @@ def methods_of(user_cls: type) -> dict[str, Partial]:
     return instances.marked(user_cls, METHOD)
 
 
-def _method_spec(name: str, function: Any) -> wire.MethodSpec:
+def _method_spec(name: str, partial: Partial) -> wire.MethodSpec:
+    function = partial.raw_f
+    if partial.web is not None:
+        return wire.MethodSpec(name=name, is_async=web.is_stopped_alone(partial.web, function), web=partial.web)
     return wire.MethodSpec(
         name=name,
         is_async=instances.is_asynchronous(function),
@@ -83,13 +88,12 @@ def _marked(user_cls: type, owner: str) -> dict[str, Partial]:
                 f"{owner}: @concurrent is above its method {name}, and is for the whole class: put it above `class`, "
                 f"under @app.cls(...)"
             )
-        if one.web is not None:
-            raise UnsupportedError(
-                f"{owner}: its method {name} answers HTTP, which is supported for functions only so far; write a "
-                f"function with @app.function() that does"
-            )
+        if one.web is not None and one.nomadfn_role not in ("", METHOD):
+            raise InvalidError(f"{owner}: {name} is an @{one.nomadfn_role} method, and cannot answer HTTP as well")
+        if one.web is not None and one.batching is not None:
+            raise InvalidError(f"{owner}: its method {name} is @batched, and cannot answer HTTP as well; make it two")
         if not one.nomadfn_role:
-            one.nomadfn_role = METHOD  # @batched alone says it
+            one.nomadfn_role = METHOD  # @batched alone says it, and so does what answers HTTP
     return found
 
 

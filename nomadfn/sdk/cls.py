@@ -18,7 +18,7 @@ from nomadfn_agent import instances, wire
 from nomadfn.core import variants
 from nomadfn.exception import DeprecationError, InvalidError, NotFoundError, UnsupportedError
 
-from . import class_spec, options, service
+from . import class_spec, options, service, web
 from .blocking import in_event_loop
 from .function import Function, Variant
 from .partial import INSTANCE, Partial
@@ -348,7 +348,16 @@ class BoundMethod(Function[Any, Any]):
         if spec is not None and self._partial is None and spec.method(self._method) is None:
             known = ", ".join(one.name for one in spec.methods) or "none: it is a function"
             raise NotFoundError(f"{self._obj._cls.name} has no method {self._method!r}; its methods: {known}")
-        return replace(target, method=self._method)
+        url = await self._ask_url(target) if self._answers_http else ""
+        return replace(target, method=self._method, web_url=url)
+
+    async def _ask_url(self, target: Target) -> str:
+        return await web.ask_url(target.client, target.function_id, self._method)
+
+    @property
+    def _answers_http(self) -> bool:
+        found = self.spec.method(self._method) if self.spec is not None else None
+        return found is not None and found.web is not None
 
     def _vary(self, changes: Changes) -> NoReturn:
         name = self._obj._cls.name

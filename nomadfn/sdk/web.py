@@ -163,19 +163,42 @@ def settle(spec: wire.FunctionSpec, function: Callable[..., Any], owner: str) ->
     web = spec.web
     if web is None:
         return spec
-    decorator = _NAMES[web.kind]
     if spec.max_batch_size:
-        raise InvalidError(f"{owner}: @batched and @{decorator} do not go together; batch in a function that it calls")
+        raise InvalidError(
+            f"{owner}: @batched and @{_NAMES[web.kind]} do not go together; batch in a function that it calls"
+        )
+    check_retries(spec, owner)
+    return msgspec.structs.replace(spec, is_async=is_stopped_alone(web, function))
+
+
+def check_retries(spec: wire.FunctionSpec, owner: str) -> None:
     if spec.retries.max_retries:
         raise InvalidError(f"{owner}: retries= is not for web functions, whose clients may try again; leave it out")
-    # Whether one request can be stopped by itself: a thread cannot.
-    by_task = web.kind in ("asgi", "server") or (web.kind == "fastapi" and inspect.iscoroutinefunction(function))
-    return msgspec.structs.replace(spec, is_async=by_task)
 
 
-async def ask_url(client: Client, function_id: str) -> str:
-    """Where a web function is, by the control service; empty for any other function."""
-    return str((await client.request("function.web_url", {"function_id": function_id}))["url"])
+def is_stopped_alone(web: wire.WebSpec, function: Callable[..., Any]) -> bool:
+    """Whether one request can be stopped by itself: a thread cannot."""
+    return web.kind in ("asgi", "server") or (web.kind == "fastapi" and inspect.iscoroutinefunction(function))
+
+
+def settle_class(spec: wire.FunctionSpec, owner: str) -> None:
+    """Raises InvalidError for a class with methods that answer HTTP, where something does not go together with that."""
+    methods = [one.name for one in spec.methods if one.web is not None]
+    if not methods:
+        return
+    check_retries(spec, owner)
+    open_ones = [one.name for one in spec.parameters if one.default is None]
+    if open_ones:
+        raise InvalidError(
+            f"{owner}: its method {methods[0]} answers HTTP, which says nothing of {open_ones[0]}: give the parameter "
+            f"a default, {open_ones[0]}: ... = nomadfn.parameter(default=...)"
+        )
+
+
+async def ask_url(client: Client, function_id: str, method: str = "") -> str:
+    """Where a web function is, or a method of a class, by the control service; empty for any other."""
+    body = {"function_id": function_id, "method": method}
+    return str((await client.request("function.web_url", body))["url"])
 
 
 class WebVerbs:

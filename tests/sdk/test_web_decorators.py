@@ -118,7 +118,7 @@ def with_parameter(request: Any) -> None: ...
         (nomadfn.wsgi_app(), generator, "function generator: a generator cannot have @wsgi_app"),
         (nomadfn.fastapi_endpoint(), generator, "return a StreamingResponse instead"),
         (nomadfn.asgi_app(), with_parameter, "is called without arguments; leave 'request' out"),
-        (nomadfn.asgi_app(), str, "@asgi_app is for functions"),
+        (nomadfn.asgi_app(), str, "class str: @asgi_app is for a method"),
         (nomadfn.asgi_app(), 3, "@asgi_app needs a function"),
     ],
 )
@@ -150,3 +150,41 @@ def test_above_the_apps_own_decorator_it_is_refused() -> None:
         @nomadfn.asgi_app()
         @app.function()
         def web() -> None: ...
+
+
+def make_class(body: dict[str, Any], **settings: Any) -> Any:
+    app: Any = nomadfn.App(f"web-{next(names)}")
+    return app.cls(**settings)(type("Model", (), {"__module__": __name__, **body}))
+
+
+def returns_app(self: Any) -> None: ...
+
+
+def test_methods_of_a_class_reach_its_spec() -> None:
+    made = make_class({"web": nomadfn.asgi_app(label="api")(returns_app), "plain": nomadfn.method()(returns_app)})
+    assert [(method, web.kind, web.label) for method, web in made.spec.webs] == [("web", "asgi", "api")]
+    assert {one.name: one.is_async for one in made.spec.methods} == {"web": True, "plain": False}
+    assert made.spec.web is None
+
+
+def test_a_class_alone_with_an_application_needs_no_other_method() -> None:
+    assert make_class({"web": nomadfn.wsgi_app()(returns_app)}).spec.is_web
+
+
+@pytest.mark.parametrize(
+    ("body", "settings", "words"),
+    [
+        ({"web": nomadfn.enter()(nomadfn.asgi_app()(returns_app))}, {}, "web is an @enter method"),
+        ({"web": nomadfn.asgi_app()(returns_app)}, {"retries": 1}, "class Model: retries= is not for web functions"),
+        (
+            {"web": nomadfn.asgi_app()(returns_app), "size": nomadfn.parameter(), "__annotations__": {"size": "str"}},
+            {},
+            "its method web answers HTTP, which says nothing of size: give the parameter a default",
+        ),
+    ],
+)
+def test_what_does_not_go_together_in_a_class_is_refused(
+    body: dict[str, Any], settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InvalidError, match=words):
+        make_class(body, **settings)

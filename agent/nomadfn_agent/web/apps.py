@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..code import LoadError
-from ..wire import FunctionSpec, WebSpec
+from ..wire import WebSpec
 
 HOST = "127.0.0.1"
 PORT_POLL_S = 0.01
@@ -19,19 +19,20 @@ class WebError(LoadError):
     """A web function that gave nothing that can be served; the text says what, and what to do."""
 
 
-def make_application(function: Callable[..., Any], spec: FunctionSpec) -> Any:
-    """Call the function once, but for an endpoint, and make an ASGI application of it. Raises WebError, or its own."""
-    web = spec.web
-    assert web is not None
+def make_application(function: Callable[..., Any], name: str, web: WebSpec, slots: int) -> Any:
+    """Call the function once, but for an endpoint, and make an ASGI application of it. Raises WebError, or its own.
+
+    `slots` is how many requests there may be at once.
+    """
     if web.kind == "asgi":
-        return _asgi(function(), spec.name)
+        return _asgi(function(), name)
     if web.kind == "wsgi":
-        return _wsgi(function(), spec)
+        return _wsgi(function(), name, slots)
     if web.kind == "fastapi":
-        return _fastapi(function, spec.name, web)
+        return _fastapi(function, name, web)
     from .proxy import Proxy
 
-    _start_server(function, spec.name, web)
+    _start_server(function, name, web)
     return Proxy(HOST, web.port)
 
 
@@ -53,20 +54,20 @@ def _takes(app: Any, count: int) -> bool:
     return True
 
 
-def _wsgi(app: Any, spec: FunctionSpec) -> Any:
+def _wsgi(app: Any, name: str, slots: int) -> Any:
     if not callable(app):
         raise WebError(
-            f"{spec.name} returned {type(app).__name__}, which is no WSGI application; return one, such as Flask(...)"
+            f"{name} returned {type(app).__name__}, which is no WSGI application; return one, such as Flask(...)"
         )
     if inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(type(app).__call__):
-        raise WebError(f"{spec.name} returned an ASGI application; use @nomadfn.asgi_app() for it")
+        raise WebError(f"{name} returned an ASGI application; use @nomadfn.asgi_app() for it")
     try:
         from a2wsgi import WSGIMiddleware
     except ModuleNotFoundError:
         raise WebError(
-            f"{spec.name} has @wsgi_app, which needs the package a2wsgi where its containers run: pip install a2wsgi"
+            f"{name} has @wsgi_app, which needs the package a2wsgi where its containers run: pip install a2wsgi"
         ) from None
-    return WSGIMiddleware(app, workers=spec.max_inputs)
+    return WSGIMiddleware(app, workers=slots)
 
 
 def _fastapi(function: Callable[..., Any], name: str, web: WebSpec) -> Any:

@@ -1,4 +1,4 @@
-"""ASGI's lifespan: what the application does before its first request, and after its last one."""
+"""An application with ASGI's lifespan: what the application does before its first request, and after its last one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Lifespan:
     """`state` is what the application has put there for its requests."""
 
     def __init__(self, app: Any) -> None:
-        self._app = app
+        self.app = app
         self.state: dict[str, Any] = {}
         self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -56,7 +56,7 @@ class Lifespan:
 
     async def _run(self) -> None:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
-        await self._app(scope, self._events.get, self._answers.put)
+        await self.app(scope, self._events.get, self._answers.put)
 
     async def _ask(self, event: str) -> dict[str, Any] | None:
         """Its answer; None when it ended without one."""

@@ -45,24 +45,6 @@ class SecretSpec(msgspec.Struct, frozen=True, kw_only=True):
     values: dict[str, str] = {}
 
 
-class MethodSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One method of a class that can be called from outside."""
-
-    name: str
-    is_async: bool = False
-    is_generator: bool = False
-
-
-class ParameterSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One parameter of a class. Its values travel as text, see `parameters`."""
-
-    name: str
-    type: str
-    """`str`, `int`, `bool` or `bytes`."""
-    default: str | None = None
-    """None where a value has to be given."""
-
-
 class WebSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How a function answers HTTP: what it gives, and under which name the gateway has it."""
 
@@ -80,6 +62,25 @@ class WebSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Of `server`: how long it may take to listen."""
     requires_proxy_auth: bool = False
     """Whether the gateway wants a token."""
+
+
+class MethodSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One method of a class that can be called from outside."""
+
+    name: str
+    is_async: bool = False
+    is_generator: bool = False
+    web: WebSpec | None = None
+
+
+class ParameterSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One parameter of a class. Its values travel as text, see `parameters`."""
+
+    name: str
+    type: str
+    """`str`, `int`, `bool` or `bytes`."""
+    default: str | None = None
+    """None where a value has to be given."""
 
 
 class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +134,17 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     def program_name(self) -> str:
         """What the program calls it: a variant has the name of what it is a variant of."""
         return self.variant_of or self.name
+
+    @property
+    def is_web(self) -> bool:
+        """Whether it, or a method of it, answers HTTP."""
+        return self.web is not None or (bool(self.methods) and any(one.web is not None for one in self.methods))
+
+    @property
+    def webs(self) -> list[tuple[str, WebSpec]]:
+        """What of it answers HTTP, by method; the empty name is the function itself."""
+        found = [(one.name, one.web) for one in self.methods if one.web is not None]
+        return found if self.web is None else [("", self.web), *found]
 
     @property
     def streams(self) -> bool:

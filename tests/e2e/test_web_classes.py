@@ -1,0 +1,103 @@
+"""Methods of a class that answer HTTP: one instance a container, entered before its first request."""
+
+from __future__ import annotations
+
+from web_site import Site
+from world import World
+
+CLASSES = """
+    import os
+    import nomadfn
+
+    app = nomadfn.App("site")
+
+    @app.cls(max_containers=1, scaledown_window=30)
+    @nomadfn.concurrent(max_inputs=10)
+    class Model:
+        size: str = nomadfn.parameter(default="small")
+
+        @nomadfn.enter()
+        async def load(self):
+            self.loaded = f"{self.size} model"
+            self.count = 0
+
+        @nomadfn.asgi_app()
+        def web(self):
+            from fastapi import FastAPI
+
+            web = FastAPI()
+
+            @web.get("/")
+            async def root():
+                self.count += 1
+                return {"loaded": self.loaded, "count": self.count, "pid": os.getpid()}
+
+            return web
+
+        @nomadfn.fastapi_endpoint(method="POST", label="predict")
+        def predict_over_http(self, text: str):
+            return {"loaded": self.loaded, "text": text, "pid": os.getpid()}
+
+        @nomadfn.method()
+        def predict(self, text: str):
+            return [self.loaded, text, os.getpid()]
+
+        @nomadfn.method()
+        async def count_up(self):
+            self.count += 10
+            return self.count
+
+        @nomadfn.exit()
+        def leave(self):
+            print(f"left after {self.count}", flush=True)
+
+    @app.local_entrypoint()
+    def main():
+        import json, urllib.request
+
+        model = Model()
+        print(json.load(urllib.request.urlopen(model.web.get_web_url()))["loaded"], model.predict.remote("x")[:2])
+        print(model.predict.get_web_url())
+        for verb in (lambda: model.web.remote(), lambda: model.predict_over_http.remote("x")):
+            try:
+                verb()
+            except nomadfn.exception.InvalidError as error:
+                print(error)
+"""
+
+
+def test_a_class_answers_http_beside_its_other_methods(world: World) -> None:
+    with Site(world, CLASSES) as site:
+        first = site.get("Model.web").json()
+        assert (first["loaded"], first["count"]) == ("small model", 1)
+        second = site.client.post(site.url("predict"), params={"text": "hi"}).json()
+        assert second == {"loaded": "small model", "text": "hi", "pid": first["pid"]}
+        world.write(
+            "calls.py",
+            """
+            import nomadfn
+
+            model = nomadfn.Cls.from_name("site", "Model")()
+            print(model.predict.remote("there")[:2], model.count_up.remote(), model.web.get_web_url())
+            """,
+        )
+        said = world.python("calls.py").ok().out
+        assert said == f"['small model', 'there'] 11 {site.url('Model.web')}\n"
+        assert site.get("Model.web").json() == {"loaded": "small model", "count": 12, "pid": first["pid"]}
+        answer = site.client.get(f"{site.base}/", headers={"Host": "site--model-web.localhost"})
+        assert answer.json()["count"] == 13
+        shown = world.nomadfn("function", "explain", "site", "Model").ok().out
+        assert site.url("Model.web") in shown
+        assert site.url("predict") in shown
+        logs = world.start("nomadfn", "app", "logs", "-f", "site")
+        world.nomadfn("app", "stop", "site").ok()
+        logs.says("left after 13")
+
+
+def test_a_program_asks_its_own_class(world: World) -> None:
+    world.write("site.py", CLASSES)
+    lines = [line for line in world.nomadfn("run", "site.py").ok().out.splitlines() if "│" not in line]
+    assert lines[:2] == ["small model ['small model', 'x']", "None"]
+    assert len(lines) == 4
+    assert "Model.web is a web function and takes HTTP requests only; send them to http://" in lines[2]
+    assert "/site-dev/predict" in lines[3]
