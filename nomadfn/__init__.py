@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nomadfn.sdk.app import App, LocalEntrypoint
     from nomadfn.sdk.cls import Cls
     from nomadfn.sdk.context import enable_output, is_local
+    from nomadfn.sdk.dicts import Dict
     from nomadfn.sdk.function import Function
     from nomadfn.sdk.function_call import FunctionCall
     from nomadfn.sdk.image import Image
@@ -31,6 +32,7 @@ __all__ = [
     "App",
     "Cls",
     "Cron",
+    "Dict",
     "Error",
     "Function",
     "FunctionCall",
@@ -61,6 +63,7 @@ _HOMES = {
     "App": "nomadfn.sdk.app",
     "Cls": "nomadfn.sdk.cls",
     "Cron": "nomadfn.sdk.schedule",
+    "Dict": "nomadfn.sdk.dicts",
     "Error": "nomadfn.exception",
     "Function": "nomadfn.sdk.function",
     "FunctionCall": "nomadfn.sdk.function_call",

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from nomadfn_agent.wire import INLINE_PAYLOAD_BYTES
 from nomadfn_agent.wire.outcome import BlobRef, encode
 from nomadfn_agent.wire.payload import digest_of, is_blob_name, over_limit
-from nomadfn_agent.wire.store import payload_name
+from nomadfn_agent.wire.store import SHARED_APP, payload_name
 
 from nomadfn import ports
 from nomadfn.control.tokens import Identity
@@ -117,7 +117,7 @@ class BlobDesk:
 
     def _is_own(self, name: str, identity: Identity) -> bool:
         found = PAYLOAD.fullmatch(name)
-        return found is not None and found[1] == identity.app
+        return found is not None and found[1] in (identity.app, SHARED_APP)
 
     def _check_write(self, name: str, digest: str, size: int, identity: Identity) -> None:
         if not CODE.fullmatch(digest):

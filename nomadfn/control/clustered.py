@@ -380,6 +380,7 @@ def journal_bounds(limits: Limits, has_blobs: bool) -> tuple[Limits, Pace, int |
         limits,
         spawn_bytes=spawn_bytes,
         payload_bytes=min(limits.payload_bytes, wire.INLINE_PAYLOAD_BYTES),
+        dict_bytes=min(limits.dict_bytes, spawn_bytes // 4),
         retention_s=min(limits.retention_s, RETENTION_S),
     )
     room_bytes = spawn_bytes * ROOM[0] // ROOM[1]

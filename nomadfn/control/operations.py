@@ -18,6 +18,7 @@ from nomadfn_agent import wire
 
 from nomadfn.control.call_operations import CallOperations
 from nomadfn.control.containers import needs_for
+from nomadfn.control.dict_operations import DictOperations
 from nomadfn.control.history import History
 from nomadfn.control.live_settings import LiveSettings
 from nomadfn.control.overrides import PREFIX, Overrides, entry_of
@@ -69,6 +70,7 @@ class Operations:
         self.variants = Variants(service, self)
         CallOperations(service, self)
         LiveSettings(service, self)
+        DictOperations(service, self)
 
     def add(self, name: str, operation: Operation) -> None:
         """An operation that only one of the worlds has."""

@@ -246,6 +246,8 @@ _KINDS: dict[str, _Kind] = {
     "limits.total_inputs": _COUNT,
     "limits.pending_spawns": _COUNT,
     "limits.spawn_bytes": _whole(1024 * 1024, 1 << 40),
+    "limits.dict_bytes": _whole(1024 * 1024, 1 << 34),
+    "limits.dict_blob_bytes": _whole(1024 * 1024, 1 << 50),
     "limits.map_in_flight": _COUNT,
     "limits.map_share": _number(0.01, 1.0),
     "limits.payload_bytes": _whole(1024, 1 << 40),

@@ -27,7 +27,9 @@ class Identity(msgspec.Struct, frozen=True):
 
     def require_owner(self) -> None:
         if self.container:
-            raise PermissionDeniedError("a container may call and scale functions of its own app, and nothing else")
+            raise PermissionDeniedError(
+                "a container may call and scale functions of its own app and use Dicts, and nothing else"
+            )
 
     def require_app(self, app: str) -> None:
         if self.container and app != self.app:

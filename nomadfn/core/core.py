@@ -23,6 +23,7 @@ from . import (
     apps,
     batching,
     calls,
+    dicts,
     lateness,
     live,
     losses,
@@ -336,6 +337,7 @@ class Core:
         if now >= self._next_forgetting:
             self._next_forgetting = now + FORGET_EVERY_S
             apps.forget_variants(state, now)
+            dicts.expire(state, now)
         return min(TICK_S, max(TICK_LEAST_S, state.wake_at - now))
 
     def _keep_appointments(self, now: float, wall: float) -> None:
@@ -411,6 +413,7 @@ class Core:
             if call.durable:
                 yield from records.records_of(call)
         yield from schedules.records_of(self.state)
+        yield from dicts.records_of(self.state)
 
     def live_blobs(self) -> set[str]:
         """The names of all blobs that something refers to: code, functions, payloads and results."""
@@ -424,6 +427,7 @@ class Core:
                     names.add(blob_name(one.payload))
         for stream in self.state.streams.values():
             names.update(map(blob_name, streams.references(stream)))
+        names.update(map(blob_name, dicts.blobs(self.state)))
         return names
 
     def check_invariants(self) -> None:

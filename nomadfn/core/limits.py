@@ -41,6 +41,10 @@ class Limits:
     """The part of `pending_inputs` that maps may fill; the rest stays free for other calls."""
     payload_bytes: int = 1 << 30
     function_bytes: int = 16 << 20
+    dict_bytes: int = 64 << 20
+    """Entries of all Dicts together, without the values that lie in the blob store."""
+    dict_blob_bytes: int = 16 << 30
+    """Those."""
     web_requests_per_s: float = 200.0
     """Requests of a web function, on the average."""
     web_burst_s: float = 5.0

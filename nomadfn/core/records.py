@@ -67,7 +67,58 @@ class Fired(msgspec.Struct, array_like=True, tag=6, gc=False):
     at: float
 
 
-Record = Submitted | Closed | Cancelled | Finished | Forgotten | Fired
+class DictMade(msgspec.Struct, array_like=True, tag=20, gc=False):
+    """`session` is that of the client that it ends with; empty for one that has a name."""
+
+    dict: str
+    name: str
+    session: str
+    at: float
+
+
+class DictPut(msgspec.Struct, array_like=True, tag=21, gc=False):
+    """Entries were written, in place of those that were there."""
+
+    dict: str
+    keys: list[bytes]
+    values: list[bytes]
+    codecs: list[int]
+    at: float
+    token: str = ""
+    ats: list[float] = []
+    """In a snapshot: a time for each."""
+
+
+class DictTouched(msgspec.Struct, array_like=True, tag=22, gc=False):
+    """Entries were read."""
+
+    dict: str
+    keys: list[bytes]
+    at: float
+
+
+class DictRemoved(msgspec.Struct, array_like=True, tag=23, gc=False):
+    dict: str
+    keys: list[bytes]
+    at: float
+    token: str = ""
+
+
+class DictDropped(msgspec.Struct, array_like=True, tag=24, gc=False):
+    dict: str
+
+
+class DictAnswered(msgspec.Struct, array_like=True, tag=25, gc=False):
+    """In a snapshot: what a recent change gave. `codec` is -1 for one that wrote."""
+
+    token: str
+    at: float
+    value: bytes
+    codec: int
+
+
+DictRecord = DictMade | DictPut | DictTouched | DictRemoved | DictDropped | DictAnswered
+Record = Submitted | Closed | Cancelled | Finished | Forgotten | Fired | DictRecord
 
 encode_segment = msgspec.msgpack.Encoder().encode
 decode_segment = msgspec.msgpack.Decoder(list[Record]).decode
@@ -77,6 +128,8 @@ _SNAPSHOT_INPUTS = 256
 
 def size_of(record: Record) -> int:
     """About how many bytes a record takes: its payloads."""
+    if isinstance(record, DictPut):
+        return sum(map(len, record.values)) + sum(map(len, record.keys)) + 64
     return sum(map(len, record.payloads)) if isinstance(record, Submitted | Finished) else 64
 
 

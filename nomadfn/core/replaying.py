@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from nomadfn_agent import wire
 
-from . import apps, batching, calls, records, schedules
+from . import apps, batching, calls, dicts, records, schedules
 from .model import COMMITTING, Call, Function
 from .state import Commit, State, finish, is_live
 
@@ -58,6 +58,8 @@ class Replay:
                 self._apply_forgotten(record)
             case records.Fired():
                 schedules.apply_fired(state, record)
+            case _:
+                dicts.apply(state, record)
 
     def _apply_submitted(self, record: records.Submitted) -> None:
         state, id = self._state, record.function
@@ -130,6 +132,8 @@ class Replay:
         for function in state.functions.values():
             batching.forget_arrivals(function)  # They waited by another clock, and long enough.
         schedules.end_replay(state)
+        for session in {one.session for one in state.dicts.values() if one.session}:
+            apps.expect_session(state, now, session)
         self._sort_expiring(now)
         self._open.clear()
         self._dead.clear()

@@ -33,6 +33,7 @@ from .model import (
     Stream,
 )
 from .records import Finished, Fired, Record
+from .shared import Answers, SharedDict
 from .tally import recount, tally
 from .totals import Totals
 
@@ -124,6 +125,15 @@ class State(msgspec.Struct):
     """Inputs whose client has parts of an attempt, while its container may still come back; see `streams`."""
     schedules: dict[str, Schedule] = msgspec.field(default_factory=dict)
     """By function, like the next two."""
+    dicts: dict[str, SharedDict] = msgspec.field(default_factory=dict)
+    """By id, see `dicts`."""
+    dict_names: dict[str, str] = msgspec.field(default_factory=dict)
+    dict_bytes: int = 0
+    """What all of them hold in memory and in the journal."""
+    dict_blob_bytes: int = 0
+    dicts_expire_at: float = 0.0
+    """When old entries are looked for next."""
+    answers: Answers = msgspec.field(default_factory=Answers)
     fired: dict[str, Fired] = msgspec.field(default_factory=dict)
     """Up to when everything that was due is done."""
     runs: dict[str, deque[Call]] = msgspec.field(default_factory=dict)
@@ -187,6 +197,12 @@ def blob_name(reference: bytes) -> str:
 def drop_blob(state: State, codec_or_status: int, payload: bytes) -> None:
     if codec_or_status & wire.REF:
         state.effects.append(DropBlob(payload))
+
+
+def withhold_drop(state: State, codec: int, payload: bytes) -> None:
+    """Let a blob go once the journal says that it is needed no more."""
+    if codec & wire.REF:
+        state.withhold(DropBlob(payload))
 
 
 def fail(state: State, now: float, one: Input, error: str, message: str) -> None:

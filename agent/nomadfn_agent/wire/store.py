@@ -31,6 +31,8 @@ PART_BYTES = 1 << 20
 PASSING = frozenset((408, 429, 500, 502, 503, 504))
 """Statuses after which the same may be asked again: a standby, a leader that is about to go, a store that is down."""
 ERROR_BYTES = 64 * 1024
+SHARED_APP = "ap-shared"
+"""In the name of a payload that belongs to no app, such as a large value of a Dict: who knows the name may have it."""
 MEMORY = "mm"
 """The folder within the blob folder that a control service of one machine links into memory, and the beginning of the
 names of what lies there; other names begin with hex digits."""
