@@ -38,6 +38,8 @@ class Programs:
         self.world = world
         rng = self.random = world.random
         self.calls: dict[str, ClientCall] = {}
+        self.variants: dict[str, wire.Variation] = {}
+        """By function id, as the registry has them."""
         self.removed: set[str] = set()
         """Functions that the latest deploy of their app does not have."""
         self.open_plans = 0
@@ -173,7 +175,7 @@ class Programs:
         call = ClientCall(
             id=f"fc-{len(self.calls):06d}",
             kind=kind,
-            function=f"{client.app}/f{function}",
+            function=self._choose(client.app, function),
             works=[self._with_parts(function, self._work(function, i, levels)) for i in range(inputs)],
             priority=rng.choice((0, 0, 0, 1)),
             deadline_s=rng.uniform(0, 3) if rng.random() < 0.1 else None,
@@ -186,6 +188,18 @@ class Programs:
         if not self.traits[function].streams:
             return work
         return work._replace(parts=self.random.choice((0, 1, 3, 10, 40)))
+
+    def _choose(self, app: str, function: int) -> str:
+        """The function itself, or one of a few variants of it."""
+        known = self.world.core.state.apps.get(app)
+        base = f"f{function}"
+        if self.random.random() < 0.8 or known is None or known.stopping or base not in known.functions:
+            return f"{app}/{base}"
+        values = wire.FunctionSpec(name="", cpu=float(self.random.randint(1, 3)))
+        variation = wire.Variation(base=base, fields=["cpu"], values=values)
+        made, _ = self.world.core.put_variant(self.world.now, app, variation)
+        self.variants[made.id] = variation
+        return made.id
 
     def _work(self, function: int, salt: int, levels: int) -> Work:
         rng, traits = self.random, self.traits[function]

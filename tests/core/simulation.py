@@ -33,6 +33,11 @@ LOSS_EXCUSES_S = 10.0
 STATUSES = {wire.OK: "ok", wire.EXCEPTION: "exception", wire.FAILURE: "failure"}
 
 
+def index_of(function: str) -> int:
+    """Which of the programs' functions an id is of, a variant's too."""
+    return int(function.rpartition("/f")[2].partition("@")[0])
+
+
 class World:
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -205,6 +210,10 @@ class World:
         for client in self.clients:
             if client.spec is not None and not self.is_stopped(client.app) and not client.parent:
                 core.restore_app(now, client.app, client.spec, "" if client.detached else client.id, False, 0)
+        for id, variation in self.programs.variants.items():
+            app = id.partition("/")[0]
+            if app in core.state.apps and variation.base in core.state.apps[app].functions:
+                core.put_variant(now, app, variation)
         if not as_standby:
             for segment in self._journal.segments:
                 core.replay(records.decode_segment(segment))
@@ -276,13 +285,16 @@ class World:
                 self.gone_apps.add(effect.app)
             case effects.Notice():
                 self.note("notice", effect.text)
+            case effects.FunctionGone():
+                self.note("function gone", effect.app, effect.name)
+                self.programs.variants.pop(f"{effect.app}/{effect.name}", None)
             case effects.DropBlob() | effects.FunctionChanged():
                 pass
 
     def _start(self, effect: effects.StartContainer) -> None:
         container = effect.container
         function = container.function
-        index = int(function.spec.name[1:])
+        index = int(function.spec.program_name[1:])
         self.note("start", container.id, function.id, container.index)
         self.apps_of[container.id] = function.app
         there = len(function.containers)
@@ -346,8 +358,8 @@ class World:
 
     def orphan_calls_of(self, app_or_function: str) -> None:
         for call in self.programs.calls.values():
-            app = call.function.partition("/")[0]
-            call.orphaned = call.orphaned or app_or_function in (app, call.function)
+            app, base = call.function.partition("/")[0], call.function.partition("@")[0]
+            call.orphaned = call.orphaned or app_or_function in (app, base)
 
     def is_stopped(self, app_or_function: str) -> bool:
         app = app_or_function.partition("/")[0]
@@ -356,12 +368,14 @@ class World:
             owner = next(client for client in self.clients if client.app == app and client.spec is not None)
             assert owner.may_have_ended or owner.detached, f"{app} was stopped, its session is there"
             return True
-        return app in self._stopped or app in self.gone_apps or app_or_function in self.programs.removed
+        return (
+            app in self._stopped or app in self.gone_apps or app_or_function.partition("@")[0] in self.programs.removed
+        )
 
     def check_result(self, call: ClientCall, index: int, status: int, payload: bytes) -> None:
         """Whether this may be the result of that input."""
         work = call.works[index]
-        function = self.programs.specs[int(call.function.rpartition("/f")[2])]
+        function = self.programs.specs[index_of(call.function)]
         traits = self._traits_of(call.function)
         batched = function.max_batch_size > 0
         where = f"{call.id}[{index}] ({work})"
@@ -458,6 +472,10 @@ class World:
         least = min(settings.min_containers, settings.max_containers or settings.min_containers)
         lost_at_s = self._lost_at.get(function.id, -LOSS_EXCUSES_S)
         excused = self.elapsed - lost_at_s < LOSS_EXCUSES_S or self._traits_of(function.id).start_fails
+        capacity = self.programs.capacity
+        minimums = sum(one.settings.min_containers for one in self.core.state.functions.values())
+        if capacity is not None and minimums > capacity:
+            return  # There is no room for all of them, and each has its share.
         assert excused or left >= least, f"{function.id} goes down to {left}, below min_containers={least}"
 
     def _all_settled(self) -> bool:
@@ -466,7 +484,7 @@ class World:
         )
 
     def _traits_of(self, function: str) -> Traits:
-        return self.programs.traits[int(function.rpartition("/f")[2])]
+        return self.programs.traits[index_of(function)]
 
     def _at_rest(self) -> bool:
         """Every pool has what its settings say for no inputs, and everything is durable."""
