@@ -35,12 +35,12 @@ def matches(expected: str, printed: str) -> bool:
 
 
 def container_lines(text: str) -> set[str]:
-    return set(re.findall(r"^\w+#\d+ │ (.*)$", text, re.MULTILINE))
+    return set(re.findall(r"^[\w@]+#\d+ │ (.*)$", text, re.MULTILINE))
 
 
 def same_otherwise(expected: str, printed: str) -> bool:
     """Whether the other lines are the same; `...` stands for any text in a line, alone for any number of lines."""
-    expected, printed = (re.sub(r"^\w+#\d+ │ .*\n", "", text, flags=re.MULTILINE) for text in (expected, printed))
+    expected, printed = (re.sub(r"^[\w@]+#\d+ │ .*\n", "", text, flags=re.MULTILINE) for text in (expected, printed))
     lines = [re.escape(line).replace(r"\.\.\.", ".*") + r"\n" for line in expected.splitlines()]
     pattern = "".join(r"(?:.*\n)*" if line == r".*\n" else line for line in lines)
     return re.fullmatch(pattern, printed) is not None

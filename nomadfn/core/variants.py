@@ -131,6 +131,8 @@ def make_spec(base: wire.FunctionSpec, variation: wire.Variation) -> wire.Functi
     changes: dict[str, Any] = {field: getattr(variation.values, field) for field in variation.fields}
     if "env" in changes:
         changes["env"] = base.env | changes["env"]
+    if "secrets" in changes:
+        changes["secrets"] = [one for one in base.secrets if one.of_image] + changes["secrets"]
     if "max_batch_size" in changes and not base.max_batch_size:
         raise InvalidError(
             f"with_batching: {base.name} is not @batched, and gets no lists; put @nomadfn.batched(...) above its `def`"

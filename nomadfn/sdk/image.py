@@ -323,7 +323,7 @@ class Image(metaclass=_Meta):
 
     def _variables_spec(self) -> list[wire.SecretSpec]:
         """Its environment variables, as what comes before all secrets of a function."""
-        return [wire.SecretSpec(values=self._env)] if self._env else []
+        return [wire.SecretSpec(values=self._env, of_image=True)] if self._env else []
 
     def _spec(self, owner: str) -> wire.ImageSpec:
         """As the control service takes it; files are read now. Raises InvalidError that begins with `owner`."""

@@ -105,7 +105,12 @@ def test_a_class_that_needs_parameters_keeps_no_containers_and_its_variants_only
 
 
 def test_what_a_variant_is_made_of_is_checked() -> None:
-    base = changed(MODEL, env={"A": "1", "B": "1"}, max_inputs=4, target_inputs=2)
+    kept, replaced, given = (
+        wire.SecretSpec(values={"V": text}, of_image=text == "image") for text in ("image", "a", "b")
+    )
+    base = changed(MODEL, env={"A": "1", "B": "1"}, max_inputs=4, target_inputs=2, secrets=[kept, replaced])
+    secrets = wire.Variation(base="Model", fields=["secrets"], values=wire.FunctionSpec(name="", secrets=[given]))
+    assert variants.make_spec(base, secrets).secrets == [kept, given]
     env = wire.Variation(base="Model", fields=["env"], values=wire.FunctionSpec(name="", env={"B": "2"}))
     assert variants.make_spec(base, env).env == {"A": "1", "B": "2"}
     more = wire.Variation(base="Model", fields=["max_inputs"], values=wire.FunctionSpec(name="", max_inputs=1))

@@ -43,6 +43,8 @@ class SecretSpec(msgspec.Struct, frozen=True, kw_only=True):
     """`my-secret`, or where it stands: `nomad:a/path`, `consul:a/key`. Empty where `values` are all of it."""
     required_keys: list[str] = []
     values: dict[str, str] = {}
+    of_image: bool = False
+    """These are the variables of the function's image, and no secret that a variant may replace."""
 
 
 class WebSpec(msgspec.Struct, frozen=True, kw_only=True):
