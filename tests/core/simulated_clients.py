@@ -51,6 +51,11 @@ class Work(NamedTuple):
         return cls(does, float(seconds), *map(int, numbers))
 
 
+def index_of(function: str) -> int:
+    """Which of the programs' functions an id is of, a variant's too."""
+    return int(function.rpartition("/f")[2].partition("@")[0])
+
+
 @dataclass(eq=False)
 class ClientCall:
     """One call as its client sees it."""

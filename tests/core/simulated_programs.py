@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nomadfn_agent import wire
-from simulated_clients import Client, ClientCall, Work
+from simulated_clients import Client, ClientCall, Work, index_of
 
 from nomadfn.core.limits import Limits
 
@@ -149,7 +149,7 @@ class Programs:
         client.start(call)
         if call.reader is not None:
             for _ in range(rng.randint(0, 4)):
-                client.start(self.make_call(client, int(call.function.rpartition("/f")[2])))
+                client.start(self.make_call(client, index_of(call.function)))
         if rng.random() < 0.15:
             terminate = rng.random() < 0.3
             self._plan_at(

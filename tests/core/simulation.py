@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from math import inf
 
 from nomadfn_agent import wire
-from simulated_clients import Client, ClientCall, failure_of
+from simulated_clients import Client, ClientCall, failure_of, index_of
 from simulated_containers import SimulatedContainer
 from simulated_journal import Journal
 from simulated_programs import Programs, Traits
@@ -31,11 +31,6 @@ CLOCK_STEP_S = 7_200.0
 LOSS_EXCUSES_S = 10.0
 """After a loss or a deploy there may be fewer containers than `min_containers` for a while."""
 STATUSES = {wire.OK: "ok", wire.EXCEPTION: "exception", wire.FAILURE: "failure"}
-
-
-def index_of(function: str) -> int:
-    """Which of the programs' functions an id is of, a variant's too."""
-    return int(function.rpartition("/f")[2].partition("@")[0])
 
 
 class World:

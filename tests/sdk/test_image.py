@@ -35,7 +35,7 @@ def test_each_method_gives_a_new_image_and_leaves_the_old_one_as_it_was() -> Non
     assert (spec_of(base).steps, spec_of(base).workdir, base._variables_spec()) == ([], "", [])
     assert arguments_of(more) == ["numpy", "scipy", "six"]
     assert spec_of(more).workdir == "/srv/app"
-    assert more._variables_spec() == [wire.SecretSpec(values={"A": "1"})]
+    assert more._variables_spec() == [wire.SecretSpec(values={"A": "1"}, of_image=True)]
     assert spec_of(more).python == HERE
 
 
