@@ -33,9 +33,17 @@ def files() -> dict[str, str]:
     for kind in ("hcl", "toml", "python"):
         for body in blocks(PAGE, kind):
             name = FILE.match(body)
-            assert name, f"a file of the page does not say its name in its first line:\n{body}"
-            found[name[1]] = body
+            assert name or body.startswith("[profiles."), (
+                f"a file that does not say its name in its first line:\n{body}"
+            )
+            if name:
+                found[name[1]] = body
     return found
+
+
+def parts_of_profiles() -> list[str]:
+    """What may stand in a profile beside what the page's own has."""
+    return [body for body in blocks(PAGE, "toml") if not FILE.match(body)]
 
 
 def nomadfn_commands() -> list[list[str]]:
@@ -65,6 +73,13 @@ def test_the_profile_of_the_page_is_taken(tmp_path: Path) -> None:
     assert profile.name == "laptop"
     settings = load_settings(environ={}, profile=profile)
     assert settings.job["driver"] == "raw_exec"
+
+
+@pytest.mark.parametrize("part", parts_of_profiles())
+def test_a_part_of_a_profile_on_the_page_is_taken(tmp_path: Path, part: str) -> None:
+    (tmp_path / "nomadfn.toml").write_text(f'[profiles.laptop]\ncluster = "laptop"\n{part}')
+    profile = load_profile("laptop", environ={}, folder=tmp_path)
+    load_settings(environ={}, profile=profile)
 
 
 def test_the_policy_of_the_page_is_the_one_that_the_tests_of_the_adapters_run_with() -> None:
