@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 
 from .wire import ImageSpec, ImageStep, image_id
 from .wire.image import FILES
@@ -34,7 +35,14 @@ BUILD_S = 3600.0
 POLL_S = 0.1
 KEPT = 20
 """Environments that stay when others were used later; NOMADFN_ENVIRONMENTS_KEPT changes it."""
-CONSTRAINTS = {"cloudpickle": (3, 0), "msgspec": (0, 19), "websockets": (14, 0)}
+CONSTRAINTS = {
+    "a2wsgi": (1, 10),
+    "cloudpickle": (3, 0),
+    "cronsim": (2, 6),
+    "h11": (0, 14),
+    "msgspec": (0, 19),
+    "websockets": (14, 0),
+}
 """What the agent needs of the libraries that it shares with the image's own packages."""
 COMMANDS = {"pip": "pip install", "uv": "uv pip install", "sync": "uv sync"}
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
@@ -304,10 +312,13 @@ def import_folders(path: str) -> tuple[str, str]:
 def libraries_of(minor: str) -> str:
     """The folder of the agent's libraries for another minor version of Python."""
     versions = "-".join(_version_of(name) for name in CONSTRAINTS)
-    return os.path.join(root(), f"libraries-{minor}-{os.uname().machine}-{versions}")
+    digest = hashlib.sha256(versions.encode()).hexdigest()[:16]
+    return os.path.join(root(), f"libraries-{minor}-{os.uname().machine}-{digest}")
 
 
 def _version_of(name: str) -> str:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(name)
     return str(getattr(importlib.import_module(name), "__version__"))  # noqa: B009 - websockets makes it at the look
 
 

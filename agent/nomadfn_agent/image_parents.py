@@ -123,18 +123,11 @@ class ImageParents:
             self._send(Preparing(name, f"its image {id} is being built"))
 
     def prepare(self, spec: ImageSpec) -> None:
-        """Have the environment made, unless it is there, is being made, or has just failed."""
+        """Have the environment made and its warm parent started, for the first container to find both there."""
         id = image_id(spec)
         image = self._images.setdefault(id, Image(spec, id))
-        if image.builder or image.pid or time.monotonic() < image.failed_until:
-            return
-        try:
-            if (found := environments.use(id)) is not None:
-                os.close(found[1])
-            else:
-                self._build(image)
-        except (environments.BuildError, OSError) as error:
-            self._fail(image, f"its image {id} cannot be used here: {error}")
+        if not (image.builder or image.pid or time.monotonic() < image.failed_until):
+            self._begin(image)
 
     def stop(self, frame: Stop) -> bool:
         """Whether that is a container of an image; it is told to end."""
@@ -228,16 +221,9 @@ class ImageParents:
         dropped, image.dropped = image.dropped, False
         if exit_code != 0 and not dropped:
             self._fail(image, f"its image {image.id} could not be built")
-        if not image.waiting:
-            return self._forget_old()
-        try:
-            if (found := environments.use(image.id)) is None:
-                self._build(image)  # Somebody has removed it since.
-            else:
-                self._launch(image, *found)
-        except (environments.BuildError, OSError) as error:
-            self._fail(image, f"its image {image.id} cannot be used here: {error}")
-        return None
+        if image.waiting or exit_code == 0:
+            self._begin(image)  # Should somebody have removed it since, it is made again.
+        self._forget_old()
 
     def _launch(self, image: Image, path: str, lock: int) -> None:
         """Start the warm parent. The lock that keeps the environment there goes along, and ends with it."""
@@ -253,7 +239,7 @@ class ImageParents:
         finally:
             os.close(write)
             os.close(lock)
-        image.tail, image.serves = Tail(), False
+        image.tail, image.serves, image.idle_since = Tail(), False, time.monotonic()
         self._listen(image, read)
         image.channel.open(ours, LengthFraming())
         self._attend(image)

@@ -183,6 +183,16 @@ def test_an_environment_may_be_prepared_before_any_container_needs_it(host: Host
     assert (host.of(Ended)[-1].tail, len(host.builders)) == ("no such package", 2)
 
 
+def test_the_warm_parent_of_a_prepared_environment_waits_for_its_first_container(host: Host, image: ImageSpec) -> None:
+    assert environments.build(image) == 0
+    host.parents.prepare(image)
+    pid = host.one(image).pid
+    assert pid
+    host.parents.start(start("ct-1", image))
+    host.until(lambda: host.of(Ended))
+    assert (host.one(image).pid, host.of(Preparing)) == (pid, [])
+
+
 def test_an_environment_that_cannot_start_containers_says_what_its_python_said(
     host: Host, image: ImageSpec, tmp_path: Path
 ) -> None:

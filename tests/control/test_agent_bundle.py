@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from nomadfn_agent import bootstrap
+from nomadfn_agent import bootstrap, environments
 from starlette.applications import Starlette
 from starlette.types import Message
 from tiny_packages import write_wheel
@@ -135,6 +135,10 @@ def test_the_unpacked_agent_makes_environments_and_lends_itself_to_their_python(
     places = [str(Path(one).parent) for one in done.stdout.splitlines()]
     assert places[:2] == [f"{own}/nomadfn", f"{libraries}/websockets"]
     assert places[2].startswith(path)
+
+
+def test_containers_of_images_find_the_same_libraries_as_all_others() -> None:
+    assert tuple(environments.CONSTRAINTS) == LIBRARIES
 
 
 def test_what_is_unpacked_is_compiled_already_and_used_again(bundle: Bundle, tmp_path: Path) -> None:

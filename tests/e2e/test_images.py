@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import urllib.request
 from pathlib import Path
 
 from tiny_packages import begun, write_slow_project, write_wheel
-from world import NOMADFN, World, eventually
+from world import NOMADFN, WAIT_S, World, eventually
 
 HEAD = """
     import os, sys
@@ -203,6 +204,28 @@ def test_containers_and_warm_parents_of_an_image_that_are_killed_are_replaced(wo
     assert done.out == "True True\n", done.report
 
 
+def test_kill_9_of_the_command_leaves_nothing_of_an_image_running(world: World) -> None:
+    source = """
+    app = nomadfn.App("killed")
+
+    @app.function(image=slim.pip_install("tiny==1.0", **TINY))
+    def f():
+        import subprocess, time
+        subprocess.Popen(["sleep", "100"], start_new_session=True)
+        open("runs", "w").close()
+        time.sleep(100)
+
+    @app.local_entrypoint()
+    def main():
+        f.remote()
+    """
+    world.write("killed.py", head(world) + source)
+    run = world.start(NOMADFN, "run", "killed.py")
+    eventually((world.folder / "runs").exists, run)
+    os.kill(run.pid, signal.SIGKILL)
+    world.all_gone()
+
+
 def test_a_deployed_function_gets_the_image_of_its_new_version(world: World) -> None:
     source = """
     app = nomadfn.App("versions")
@@ -251,6 +274,28 @@ def test_images_are_built_from_the_start_of_a_run_and_at_a_deploy_on(world: Worl
     (project / "gate").touch()
     assert "1.0" in call.wait().ok().out
     assert begun(project) == 2
+
+
+def test_a_web_function_of_an_image_needs_nothing_of_nomadfns_own_in_it(world: World) -> None:
+    source = """
+    app = nomadfn.App("web")
+
+    @app.function(image=slim.pip_install("tiny==1.0", **TINY))
+    @nomadfn.wsgi_app()
+    def site():
+        import tiny
+
+        def answer(environ, start_response):
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return [tiny.__version__.encode()]
+
+        return answer
+    """
+    record = world.up()
+    world.write("web.py", head(world) + source)
+    world.nomadfn("deploy", "web.py").ok()
+    with urllib.request.urlopen(f"{record['web_url']}/web/site", timeout=WAIT_S) as answer:
+        assert answer.read() == b"1.0"
 
 
 def test_a_container_image_is_refused_where_there_is_none(world: World) -> None:
