@@ -101,8 +101,10 @@ class AsyncExecutor(SyncExecutor):
     def _install(self) -> None:
         import asyncio  # a plain function does without its import
 
+        from .loops import new_event_loop
+
         self._start_task = asyncio.ensure_future
-        self._loop = self._given_loop or asyncio.new_event_loop()
+        self._loop = self._given_loop or new_event_loop()
         asyncio.set_event_loop(self._loop)
         self._task: asyncio.Future[Any] | None = None
         self._call = self._run_task

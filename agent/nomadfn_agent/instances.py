@@ -69,9 +69,9 @@ def value_of(type_name: str, text: str) -> Any:
 def _make_loop(is_web: bool) -> asyncio.AbstractEventLoop:
     import asyncio  # a class without coroutines does without its import
 
-    from .loops import make_event_loop
+    from .loops import make_event_loop, new_event_loop
 
-    loop = make_event_loop() if is_web else asyncio.new_event_loop()
+    loop = make_event_loop() if is_web else new_event_loop()
     asyncio.set_event_loop(loop)
     return loop
 

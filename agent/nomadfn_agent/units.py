@@ -31,6 +31,7 @@ from .generate import run_async_generator
 from .in_threads import InThreads
 from .instances import Instance
 from .kept import Item
+from .loops import new_event_loop
 from .outbox import Outbox
 from .outcomes import Coder, Coders, Outcome
 from .streams import Stream, TaskStream, ThreadStream
@@ -221,7 +222,7 @@ class Tasks(Units):
 
     def _make_loop(self) -> asyncio.AbstractEventLoop:
         given = self._instance.loop if self._instance is not None else None
-        return given or asyncio.new_event_loop()
+        return given or new_event_loop()
 
     def _terminate(self) -> None:
         self._terminated = True

@@ -39,6 +39,8 @@ SHARED_AHEAD_S = 0.0005
 """The same while callers come with an input now and then: it stands behind what was sent ahead of it."""
 SHARED_FOR_S = 1.0
 """How long a function counts as shared after somebody came while others waited."""
+ALL_AT_ONCE = 2
+"""So much more where several inputs run at once: those that began together end together."""
 AHEAD_MAX = 256
 AHEAD_BELOW_S = 0.05
 """Functions that take longer get nothing ahead."""
@@ -73,7 +75,8 @@ def ahead(function: Function) -> int:
     mean_s, spec = function.mean_run_s, function.spec
     if mean_s is None or mean_s > AHEAD_BELOW_S or spec.max_batch_size or spec.streams or spec.is_web:
         return 0
-    return min(AHEAD_MAX, math.ceil(function.ahead_s * function.spec.max_inputs / max(mean_s, 1e-6)))
+    ahead_s = function.ahead_s if spec.max_inputs == 1 else ALL_AT_ONCE * function.ahead_s
+    return min(AHEAD_MAX, math.ceil(ahead_s * spec.max_inputs / max(mean_s, 1e-6)))
 
 
 def stuck_after_s(function: Function) -> float:
