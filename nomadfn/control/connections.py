@@ -7,7 +7,9 @@ A connection says who it is in its upgrade request (the token) and in its first 
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,8 @@ LOG_BACKLOG_BYTES = 4 * 1024 * 1024
 BACKLOG_MAX_BYTES = 512 * 1024 * 1024
 """A client that is further behind than this is disconnected; its results are kept for when it comes back."""
 CLOSE_REASON_BYTES = 123
+_BINARY = 0x82
+_SHORT, _MEDIUM, _LONG = struct.Struct(">BB"), struct.Struct(">BBH"), struct.Struct(">BBQ")
 NOBODY = Identity("nobody", "nothing")
 """Who an agent is to everything but its `Join`."""
 
@@ -55,6 +59,7 @@ class Connection(picows.WSListener):
         self.skipped = 0
         """Log lines that were not sent since the last one that was."""
         self._transport: picows.WSTransport | None = None
+        self._collected: list[bytes] = []
         self._deadline: asyncio.TimerHandle | None = None
 
     def on_ws_connected(self, transport: picows.WSTransport) -> None:
@@ -109,10 +114,31 @@ class Connection(picows.WSListener):
             self.service.on_disconnect(self)
 
     def send(self, frame: msgspec.Struct) -> None:
-        transport = self._transport
-        if transport is None or self.closed:
+        """Now, or while the service collects together with what else it has for this connection."""
+        if self._transport is None or self.closed:
             return
-        transport.send(picows.WSMsgType.BINARY, wire.encode(frame))
+        collecting = self.service.collecting
+        if collecting is None:
+            self._write((wire.encode(frame),))
+            return
+        if not self._collected:
+            collecting.append(self)
+        self._collected.append(wire.encode(frame))
+
+    def send_collected(self) -> None:
+        frames, self._collected = self._collected, []
+        if frames and not self.closed:
+            self._write(frames)
+
+    def _write(self, frames: Sequence[bytes]) -> None:
+        """Each write is a call into the kernel, so many frames are one."""
+        transport = self._transport
+        assert transport is not None
+        if len(frames) == 1:
+            transport.send(picows.WSMsgType.BINARY, frames[0])
+        else:
+            parts = [part for frame in frames for part in (_head(len(frame)), frame)]
+            transport.underlying_transport.write(b"".join(parts))
         if self.backlog_bytes > BACKLOG_MAX_BYTES:
             self.close()
 
@@ -125,6 +151,8 @@ class Connection(picows.WSListener):
     def close(self, why: str = "") -> None:
         """End the connection; `why` is for the other side."""
         if self._transport is not None and not self.closed:
+            if self._collected:
+                self.send_collected()
             if why:
                 self._transport.send_close(picows.WSCloseCode.GOING_AWAY, _shortened(why))
             self._transport.disconnect()
@@ -133,6 +161,13 @@ class Connection(picows.WSListener):
         """End it at once, for an other side that is not there to see it end."""
         if self._transport is not None and not self.closed:
             self._transport.disconnect(graceful=False)
+
+
+def _head(size: int) -> bytes:
+    """What stands before a binary message of a server."""
+    if size < 126:
+        return _SHORT.pack(_BINARY, size)
+    return _MEDIUM.pack(_BINARY, 126, size) if size < 1 << 16 else _LONG.pack(_BINARY, 127, size)
 
 
 def _shortened(reason: str) -> bytes:

@@ -88,6 +88,8 @@ class Service:
         self._clock_base = time.time() - time.monotonic()
         self.loop = asyncio.get_running_loop()
         self._journal_waiters: list[asyncio.Future[None]] = []
+        self.collecting: list[Connection] | None = None
+        """While effects are carried out: connections with frames that go out together when all are."""
         self._scheduled = True
         """Nothing is carried out before `start` has opened the cluster and knows what runs there already."""
         self._ticker: asyncio.TimerHandle | None = None
@@ -185,8 +187,14 @@ class Service:
 
     def _carry_out_all(self) -> None:
         now = self.now()
-        for effect in self.core.settle(now):
+        found = self.core.settle(now)
+        self.collecting = [] if len(found) > 1 else None
+        for effect in found:
             self._carry_out(effect)
+        if self.collecting is not None:
+            written, self.collecting = self.collecting, None
+            for connection in written:
+                connection.send_collected()
         if self.core.wake_at < math.inf:
             self._tick_sooner()
         batch, number = self.core.take_records()

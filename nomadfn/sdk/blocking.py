@@ -8,6 +8,7 @@ method of it that has both forms: `f.remote(1)` and `await f.remote.aio(1)`.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Generator
@@ -82,10 +83,7 @@ class Pending(Generic[T]):
         future: asyncio.Future[None] = loop.create_future()
 
         def wake() -> None:
-            try:
-                loop.call_soon_threadsafe(_resolve, future)
-            except RuntimeError:  # the loop was closed; nobody waits any more
-                pass
+            _resolve_in(loop, future)
 
         if self._wakers is None:
             self._wakers = []
@@ -102,9 +100,65 @@ class Pending(Generic[T]):
                 self._wakers.remove(wake)
 
 
-def _resolve(future: Any) -> None:
-    if not future.done():
-        future.set_result(None)
+_resolving: dict[Any, list[Any]] = {}
+"""Event loops that have been told to resolve these futures, and have not come to it."""
+_telling = threading.Lock()
+
+
+def _resolve_in(loop: Any, future: Any) -> None:
+    """Resolve a future of a loop from another thread. Telling a loop costs a system call: it is told once for many."""
+    with _telling:
+        futures = _resolving.get(loop)
+        if futures is not None:
+            futures.append(future)
+            return
+        for closed in [one for one in _resolving if one.is_closed()]:
+            del _resolving[closed]
+        _resolving[loop] = [future]
+    try:
+        loop.call_soon_threadsafe(_resolve_all, loop)
+    except RuntimeError:  # the loop was closed; nobody waits any more
+        _resolving.pop(loop, None)
+
+
+def _resolve_all(loop: Any) -> None:
+    with _telling:
+        futures = _resolving.pop(loop, ())
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
+
+
+def _begin_anew() -> None:
+    """In a forked child: its parent's threads are not here, and whoever had the lock was one of them."""
+    global _telling
+    _telling = threading.Lock()
+    _resolving.clear()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
+
+
+def running_loop() -> Any:
+    """The event loop that runs on this thread, if one does, without importing asyncio to find out."""
+    asyncio = sys.modules.get("asyncio")
+    return None if asyncio is None else asyncio._get_running_loop()
+
+
+def in_event_loop() -> bool:
+    return running_loop() is not None
+
+
+class _Driver(threading.local):
+    loop: Any = None
+
+
+_driver = _Driver()
+
+
+def driving_loop() -> Any:
+    """The event loop that drives the coroutine of ours which runs on this thread now; None where `run_sync` does."""
+    return _driver.loop
 
 
 class Wait:
@@ -129,6 +183,7 @@ def pause(seconds: float) -> Wait:
 
 def run_sync(coroutine: Coroutine[Any, None, T]) -> T:
     """Run one of our coroutines to its end on this thread."""
+    outer, _driver.loop = _driver.loop, None
     try:
         while True:
             wait = coroutine.send(None)
@@ -143,13 +198,19 @@ def run_sync(coroutine: Coroutine[Any, None, T]) -> T:
         return cast(T, stop.value)
     finally:
         coroutine.close()
+        _driver.loop = outer
 
 
 async def run_async(coroutine: Coroutine[Any, None, T]) -> T:
     """Run one of our coroutines inside the caller's event loop; it may await what belongs to that loop, too."""
+    loop = running_loop()
     try:
         while True:
-            wait = coroutine.send(None)
+            _driver.loop = loop
+            try:
+                wait = coroutine.send(None)
+            finally:
+                _driver.loop = None
             try:
                 await (wait.pending._in_loop(wait.timeout_s) if isinstance(wait, Wait) else _Foreign(wait))
             except BaseException as error:  # cancelled
@@ -252,12 +313,6 @@ class Scope(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await run_async(self._leave(error))
-
-
-def in_event_loop() -> bool:
-    """Whether this thread is running an event loop, without importing asyncio to find out."""
-    asyncio = sys.modules.get("asyncio")
-    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 def off_loop(work: Callable[[], T]) -> Coroutine[Any, Any, T]:

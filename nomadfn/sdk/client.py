@@ -29,6 +29,7 @@ from nomadfn.exception import AuthError, Error, InternalError, ServiceError
 from . import errors, service
 from .blocking import Pending
 from .chores import Chores
+from .outgoing import Outgoing
 from .progress import Observer
 
 CONNECT_TIMEOUT_S = 10.0
@@ -84,6 +85,7 @@ class Client:
         self._requests: dict[int, tuple[wire.Request, Pending[Any]]] = {}
         self._standing: list[wire.Request] = []
         self._ids = itertools.count(1)
+        self._outgoing = Outgoing(lambda: self._link)
         self._seen = 0
         self._acked = 0
         self._unacked_bytes = 0
@@ -132,12 +134,11 @@ class Client:
 
     def send(self, frame: wire.ClientFrame) -> None:
         """Send now; while the connection is down nothing is sent, as the reader thread will send it all again."""
-        link = self._link
-        if link is not None:
-            try:
-                link.send(wire.encode(frame))
-            except LinkClosed:
-                pass
+        self._outgoing.send(frame)
+
+    def send_soon(self, frame: wire.ClientFrame) -> None:
+        """The same, together with others that are handed in at the same time."""
+        self._outgoing.send_soon(frame)
 
     async def request(self, operation: str, body: dict[str, Any], timeout_s: float | None = None) -> Any:
         """Do one operation; raises what the control service answers, or ServiceError after `timeout_s`."""
