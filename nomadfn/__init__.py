@@ -99,8 +99,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'nomadfn' has no attribute {name!r}")
     import importlib
 
-    if name == "exception":
-        return importlib.import_module("nomadfn.exception")
+    if name in ("call_graph", "exception"):
+        return importlib.import_module(f"nomadfn.{name}")
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value

@@ -31,6 +31,7 @@ from nomadfn.control.agent_bundle import Bundles
 from nomadfn.control.blob_api import BlobApi, Download
 from nomadfn.control.blob_desk import BlobDesk
 from nomadfn.control.http_server import ApiServer, serve_api, unless_gone
+from nomadfn.control.input_api import InputApi
 from nomadfn.control.json_calls import read_call
 from nomadfn.control.json_lines import json_lines
 from nomadfn.control.metrics import MEDIA_TYPE
@@ -127,6 +128,7 @@ def create_api(service: Service, blobs: BlobDesk, *, max_body_bytes: int = MAX_B
             Route("/v1/calls/{id}", api.call_info),
             Route("/v1/calls/{id}/result", api.call_result),
             Route("/v1/calls/{id}/cancel", api.cancel_call, methods=["POST"]),
+            *InputApi(service).routes(),
         ],
         middleware=[Middleware(_TokenMiddleware, service=service)],
         exception_handlers={

@@ -20,6 +20,7 @@ from nomadfn.control.call_operations import CallOperations
 from nomadfn.control.containers import needs_for
 from nomadfn.control.dict_operations import DictOperations
 from nomadfn.control.history import History
+from nomadfn.control.input_operations import InputOperations
 from nomadfn.control.live_settings import LiveSettings
 from nomadfn.control.overrides import PREFIX, Overrides, entry_of
 from nomadfn.control.schedules import schedule_of
@@ -69,6 +70,7 @@ class Operations:
         }
         self.variants = Variants(service, self)
         CallOperations(service, self)
+        InputOperations(service, self)
         LiveSettings(service, self)
         DictOperations(service, self)
 

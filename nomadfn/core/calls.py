@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 from nomadfn_agent import wire
 
 from ..exception import NotFoundError, OutputExpiredError
-from . import limits, pool, records, streams, takeover, variants
+from . import family, limits, pool, records, streams, takeover, variants
 from .effects import Accept, DropBlob, Interrupt, Reject, SendResults, Visible
 from .model import COMMIT, COMMITTING, DONE, NO_DEADLINE, RUNNING, Batch, Call, Function, Input, Session
 from .state import INPUT_BYTES, Commit, State, drop_blob, fail, note_waiting, release_call
@@ -72,8 +72,7 @@ def _submit_attached(
     count = admission.count
     if count:
         if call is None:
-            call = Call(sub.call, sub.kind, function, session.id, sub.priority, now, method=sub.method)
-            state.calls[sub.call] = call
+            call = _new_call(state, now, function, session.id, sub)
             session.calls[sub.call] = call
         _enqueue(state, now, function, call, sub, unknown[:count])
     if admission.excess is not None:
@@ -130,6 +129,7 @@ def _submit_durable(
                 codecs,
                 deadline,
                 sub.method,
+                sub.parent,
             )
         )
         call = take_durable(state, now, function, session.id, sub, first, payloads, codecs)
@@ -159,8 +159,7 @@ def take_durable(
     """The state's side of `records.Submitted`: at once when it is made, and again at replay."""
     call = state.calls.get(sub.call)
     if call is None:
-        call = Call(sub.call, sub.kind, function, caller, sub.priority, now, method=sub.method)
-        state.calls[sub.call] = call
+        call = _new_call(state, now, function, caller, sub)
     inputs = [Input(call, first + i, payload, codecs[i], sub.deadline) for i, payload in enumerate(payloads)]
     for one in inputs:
         call.add(one)
@@ -174,6 +173,14 @@ def take_durable(
     if sub.deadline < state.wake_at:
         state.wake_at = sub.deadline
     state.touch(function)
+    return call
+
+
+def _new_call(state: State, now: float, function: Function, caller: str, sub: Submission) -> Call:
+    call = Call(sub.call, sub.kind, function, caller, sub.priority, now, method=sub.method, parent=sub.parent)
+    state.calls[sub.call] = call
+    if sub.parent:
+        family.join(state, call)
     return call
 
 
@@ -199,6 +206,7 @@ def replay_submitted(state: State, record: records.Submitted, function: Function
         priority=record.priority,
         deadline=NO_DEADLINE if record.deadline is None else record.deadline,
         method=record.method,
+        parent=record.parent,
     )
     payloads, codecs = record.payloads[skip:], record.codecs[skip:]
     take_durable(state, record.at, function, record.caller, sub, record.first + skip, payloads, codecs)
@@ -292,19 +300,28 @@ def cancel(state: State, now: float, call: Call, *, terminate: bool = False, tex
 
 
 def apply_cancel(state: State, now: float, call: Call, *, terminate: bool, text: str = CANCELLED_TEXT) -> int:
+    count = cancel_inputs(state, now, call, call.inputs(), terminate=terminate, text=text)
+    call.cancelled = call.durable
+    return count
+
+
+def cancel_inputs(
+    state: State, now: float, call: Call, inputs: Iterable[Input], *, terminate: bool, text: str = CANCELLED_TEXT
+) -> int:
+    """Cancel those of a call's inputs that have no result yet; returns how many. What runs is interrupted."""
     interrupted: dict[str, list[int]] = {}
-    holders = _holders(call) if any(one.state == RUNNING for one in call.inputs()) else {}
+    holders: dict[int, str] | None = None
     count = 0
-    for one in call.inputs():
+    for one in inputs:
         if one.state >= COMMITTING:
             continue
-        container = holders.get(one.delivery) if one.state == RUNNING else None
-        if container is not None:
-            interrupted.setdefault(container, []).append(one.delivery)
+        if one.state == RUNNING:
+            holders = family.holders_of(call) if holders is None else holders
+            if (container := holders.get(one.delivery)) is not None:
+                interrupted.setdefault(container, []).append(one.delivery)
         fail(state, now, one, "InputCancellation", text)
         count += 1
     call.function.totals.cancelled += count
-    call.cancelled = call.durable
     for id, deliveries in interrupted.items():
         if terminate:
             pool.stop(state, state.containers[id], "cancelled with terminate_containers=True", grace_s=0.0)
@@ -312,15 +329,6 @@ def apply_cancel(state: State, now: float, call: Call, *, terminate: bool, text:
             state.effects.append(Interrupt(id, deliveries))
     state.touch(call.function)
     return count
-
-
-def _holders(call: Call) -> dict[int, str]:
-    return {
-        delivery: container.id
-        for container in call.function.containers.values()
-        for delivery, one in container.held.items()
-        if one.call is call
-    }
 
 
 def acknowledge(state: State, session: Session, number: int) -> None:

@@ -24,6 +24,7 @@ from . import (
     batching,
     calls,
     dicts,
+    inputs,
     lateness,
     live,
     losses,
@@ -202,6 +203,14 @@ class Core:
     def drop_stream(self, call: str, index: int) -> None:
         """Nobody reads the rest of it."""
         streams.drop(self.state, call, index)
+
+    def cancel_input(self, now: float, id: str, *, terminate: bool = False) -> bool:
+        """Cancel one input; False where it has its result already."""
+        return inputs.cancel(self.state, now, inputs.find(self.state, now, id), terminate=terminate)
+
+    def retry_input(self, now: float, id: str) -> None:
+        """Let an input that waits for its next attempt wait no longer."""
+        inputs.retry_now(self.state, now, inputs.find(self.state, now, id))
 
     # Containers
 

@@ -24,6 +24,7 @@ from nomadfn_agent import wire
 
 from ..exception import InternalError
 from .deadlines import NEVER, Deadlines
+from .family import Family
 from .placement import Want
 from .queue import FunctionQueue
 from .totals import Totals
@@ -76,11 +77,6 @@ class Input(msgspec.Struct, eq=False, gc=False):
         self.state = state
 
 
-def is_open(one: Input) -> bool:
-    """Whether it has no result yet."""
-    return one.state < COMMITTING
-
-
 class Call(msgspec.Struct, eq=False, gc=False):
     """One `.remote`, `.map` or `.spawn`. A call of one input keeps it in `single`, without a table."""
 
@@ -103,6 +99,9 @@ class Call(msgspec.Struct, eq=False, gc=False):
     table: dict[int, Input] | None = None
     method: str = ""
     """Of a class: which of its methods."""
+    parent: str = ""
+    """Id of the input that made it, where one did."""
+    family: Family | None = None
 
     @property
     def durable(self) -> bool:
@@ -408,7 +407,7 @@ class Function:
         self.temporary: dict[str, tuple[Any, float]] = {}
         """Over those: by setting its value, and until when (wall clock)."""
         self.queue: FunctionQueue[Input] = FunctionQueue()
-        self.deadlines: Deadlines[Input] = Deadlines(is_open)
+        self.deadlines: Deadlines[Input] = Deadlines(lambda one: one.state < COMMITTING)
         self.pending = [0, 0]
         """Inputs that wait: those of `.remote` and `.map`, and those of spawns."""
         self.running = [0, 0]

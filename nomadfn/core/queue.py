@@ -191,6 +191,11 @@ class FunctionQueue(Generic[Item]):
         self._sequence += 1
         heapq.heappush(self._delayed, (until, self._sequence, item))
 
+    def forget_delayed(self, item: Item) -> None:
+        """It does not wait for a time any more. Looks at all that do."""
+        self._delayed = [one for one in self._delayed if one[2] is not item]
+        heapq.heapify(self._delayed)
+
     def due(self, now: float) -> list[Item]:
         """Delayed items whose time has come; they are no longer delayed."""
         woken = []

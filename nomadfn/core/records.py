@@ -27,6 +27,7 @@ class Submitted(msgspec.Struct, array_like=True, tag=1, gc=False):
     codecs: list[int]
     deadline: float | None = None
     method: str = ""
+    parent: str = ""
 
 
 class Closed(msgspec.Struct, array_like=True, tag=2, gc=False):
@@ -152,6 +153,7 @@ def records_of(call: Call) -> Iterator[Record]:
             codecs=[one.codec for one in part],
             deadline=None if deadline == NO_DEADLINE else deadline,
             method=call.method,
+            parent=call.parent,
         )
     # A result that is seen and not yet durable becomes durable with the snapshot; replaying it again changes nothing.
     for first in range(0, call.accepted, _SNAPSHOT_INPUTS):

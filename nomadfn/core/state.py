@@ -231,6 +231,8 @@ def finish(state: State, now: float, one: Input, status: int, payload: bytes) ->
     one.payload = payload
     one.status = status
     one.suspect = False
+    if call.family is not None:
+        call.family.note(one, status, payload)
     if durable:
         batch = state.settled.get(call.id)
         if batch is None:

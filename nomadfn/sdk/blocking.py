@@ -62,6 +62,14 @@ class Pending(Generic[T]):
         """`await pending.within(2.0)` waits so long at the most and says whether the value is there."""
         return Wait(self, timeout_s)
 
+    def tell(self, waker: Callable[[], None]) -> None:
+        """Call `waker` once the value is there, on the thread that gives it; at once if it is there."""
+        if self._wakers is None:
+            self._wakers = []
+        self._wakers.append(waker)
+        if self.done:
+            waker()
+
     def __await__(self) -> Generator[Wait, None, T]:
         if not self.done:
             yield Wait(self, None)

@@ -32,7 +32,6 @@ INSTEAD = {
     "config": "settings are environment variables that begin with NOMADFN_",
     "functions": "use nomadfn.Function and nomadfn.FunctionCall",
     "app": "use nomadfn.App",
-    "call_graph": "use `nomadfn function explain`",
     "container_process": "use the subprocess module in the function",
     "io_streams": "use the subprocess module in the function",
     "file_io": _FOLDER,

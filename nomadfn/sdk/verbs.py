@@ -85,7 +85,7 @@ class CallVerbs:
         return GeneratorVerb(lambda: self._target_of("remote_gen"), self.name)
 
     @blocking
-    async def spawn(self, *args: Any, **kwargs: Any) -> FunctionCall:
+    async def spawn(self, *args: Any, **kwargs: Any) -> FunctionCall[Any]:
         """Hand in one input and return once it is safe; it runs whatever becomes of this program."""
         target = await self._target_of("spawn")
         data, is_ref = await packer(target, self.name, kwargs, durable=True).apart(args)
@@ -96,7 +96,7 @@ class CallVerbs:
         return FunctionCall._of(target.client, call.id, self.name)
 
     @looping
-    async def spawn_map(self, *iterables: Any, kwargs: Mapping[str, Any] | None = None) -> FunctionCall:
+    async def spawn_map(self, *iterables: Any, kwargs: Mapping[str, Any] | None = None) -> FunctionCall[Any]:
         """Hand in one input for each item and return once all are safe. Results: `.iter()`, `.get(index=)`."""
         inputs = maps.Inputs(iterables, spread=False, owner=f"{self.name}.spawn_map")
         target = await self._target_of("spawn_map")

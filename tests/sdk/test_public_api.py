@@ -74,8 +74,14 @@ def test_parts_of_modals_function_and_call_are_refused_by_name() -> None:
         function.keep_warm(1)
     with pytest.raises(AttributeError):
         function.nonsense  # noqa: B018
-    with pytest.raises(UnsupportedError, match="get_call_graph"):
-        modal.FunctionCall.from_id("fc-1").get_call_graph()
+    call: Any = modal.FunctionCall.from_id("fc-1")
+    for name in ("logs", "get_gen"):
+        with pytest.raises(UnsupportedError, match=rf"FunctionCall\.{name} is not supported by nomadfn; "):
+            getattr(call, name)
+    with pytest.raises(AttributeError):
+        call.nonsense  # noqa: B018
+    with pytest.raises(UnsupportedError, match="client"):
+        modal.FunctionCall.from_id("fc-1", client=object())
     for wrong in (modal.Function, modal.FunctionCall):
         with pytest.raises(InvalidError, match="is made by"):
             wrong()
