@@ -27,6 +27,11 @@ class Method:
         self._parameters = {one.name: one for one in cls.spec.parameters} if cls.spec is not None else {}
 
     @property
+    def answers_http(self) -> bool:
+        found = self._cls.spec.method(self._method) if self._cls.spec is not None else None
+        return found is not None and found.web is not None
+
+    @property
     def raw_f(self) -> Any:
         """Raises InvalidError where an argument has the name of a parameter."""
         from nomadfn.sdk.class_spec import methods_of

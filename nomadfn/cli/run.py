@@ -58,6 +58,11 @@ def _run(loaded: Any, reference: str, words: list[str], *, detach: bool, quiet: 
     from nomadfn.sdk.app import LocalEntrypoint
 
     chosen = loaded.runnable()
+    if getattr(chosen, "answers_http", False):
+        program.refuse(
+            f"{chosen.name} is a web function and takes HTTP requests only: `nomadfn serve {loaded.file}` serves it "
+            f"while you work on it, `nomadfn deploy {loaded.file}` for good"
+        )
     args, kwargs = parse_arguments(chosen.raw_f, f"nomadfn run {reference}", words)
     display = RunDisplay(quiet=quiet)
     is_entrypoint = isinstance(chosen, LocalEntrypoint)

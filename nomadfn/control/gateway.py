@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from nomadfn_agent import wire
 from nomadfn_agent.wire import web
 
+from nomadfn.control.quick_visits import QuickVisit
 from nomadfn.control.visits import Gone, Visit, close_websocket
-from nomadfn.control.web_front import answer, refuse
+from nomadfn.control.web_front import Application, answer, refuse
 from nomadfn.control.web_routes import Headers, Route, Routes
 from nomadfn.exception import AuthError, PermissionDeniedError
 
@@ -65,24 +66,7 @@ class Gateway:
             await refuse(scope, receive, send, *refusal)
             return
         assert route is not None
-        path: str = scope["path"]
-        if not raw_path.startswith(route.raw_root):  # some of it was needlessly encoded
-            raw_path = route.raw_root + b"/" + b"/".join(raw_path.split(b"/", 3)[3:])
-        if len(raw_path) == len(route.raw_root):
-            path, raw_path = path + "/", raw_path + b"/"
-        request = web.Request(
-            is_websocket,
-            scope.get("method", "GET"),
-            scope["scheme"],
-            scope["http_version"],
-            route.root,
-            path,
-            raw_path,
-            scope["query_string"],
-            headers,
-            scope["client"],
-            scope["server"],
-        )
+        request = self._request(route, raw_path, scope)
         self._open += 1
         try:
             if is_websocket:
@@ -91,6 +75,59 @@ class Gateway:
                 await self._http(route, request, scope, receive, send)
         finally:
             self._open -= 1
+
+    def begin(self, scope: Message, body: bytes, cycle: Any, peer: Any) -> bool:
+        """Take a request whose body is there whole; False where it has to be looked at more closely (`__call__`).
+
+        Where its response comes whole as well, no task is made for it.
+        """
+        headers: Headers = scope["headers"]
+        raw_path: bytes = scope["raw_path"]
+        route = self.routes.find(raw_path, headers)
+        if route is None or route.web.requires_proxy_auth or len(body) > self._max_body_bytes:
+            return False
+        if route.bucket.take(self._service.now()):
+            return False
+        request = self._request(route, raw_path, scope)
+        request.body = body
+        self._open += 1
+        visit = QuickVisit(self._service, route, web.encode(request), CODEC, cycle, peer, self._go_on)
+        peer.on_lost = visit.lose
+        return True
+
+    def _go_on(self, visit: QuickVisit | None) -> Application | None:
+        """The rest of what `begin` began: what answers it as it comes, or None where it is over."""
+        if visit is None:
+            self._open -= 1
+            return None
+
+        async def application(scope: Message, receive: Receive, send: Send) -> None:
+            try:
+                await self._respond(visit, scope["nomadfn.peer"], send)
+            finally:
+                self._open -= 1
+
+        return application
+
+    def _request(self, route: Route, raw_path: bytes, scope: Message) -> web.Request:
+        path: str = scope["path"]
+        if not raw_path.startswith(route.raw_root):  # some of it was needlessly encoded
+            raw_path = route.raw_root + b"/" + b"/".join(raw_path.split(b"/", 3)[3:])
+        if len(raw_path) == len(route.raw_root):
+            path, raw_path = path + "/", raw_path + b"/"
+        return web.Request(
+            scope["type"] == "websocket",
+            scope.get("method", "GET"),
+            scope["scheme"],
+            scope["http_version"],
+            route.root,
+            path,
+            raw_path,
+            scope["query_string"],
+            scope["headers"],
+            scope["client"],
+            scope["server"],
+        )
 
     async def drain(self) -> None:
         """Returns when no request is open any more, or after LEAVE_S. Websockets are closed."""
@@ -140,6 +177,14 @@ class Gateway:
         peer = scope["nomadfn.peer"]
         peer.on_lost = visit.lose
         upload = asyncio.ensure_future(self._upload(visit, receive, len(request.body))) if request.more else None
+        try:
+            await self._respond(visit, peer, send)
+        finally:
+            if upload is not None:
+                upload.cancel()
+
+    async def _respond(self, visit: Visit, peer: Any, send: Send) -> None:
+        """Pass on what the function gives, until the response is whole."""
         started = False
         try:
             while (messages := await visit.next()) is not None:
@@ -156,8 +201,6 @@ class Gateway:
         finally:
             peer.cork.pull()
             peer.on_lost = None
-            if upload is not None:
-                upload.cancel()
             visit.leave()
 
     async def _end_http(self, visit: Visit, started: bool, send: Send, peer: Any) -> None:

@@ -51,6 +51,8 @@ class Streams:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._open: dict[str, Reader] = {}
+        self._run, self._count = token_hex(8), 0
+        """Together in the ids of calls: none is given twice."""
 
     def open(
         self,
@@ -85,7 +87,8 @@ class Streams:
     ) -> str:
         """The same for a reader of another kind, which says what it has `taken`; returns the call's id."""
         now = self._service.now()
-        call = f"fc-{int(now):08x}{token_hex(12)}"
+        self._count += 1
+        call = f"fc-{int(now):08x}{self._run}{self._count:08x}"
         self._open[call] = reader
         submission = calls.Submission(
             call, function.id, wire.REMOTE, 0, [arguments], codec, refs, priority, deadline, method=method

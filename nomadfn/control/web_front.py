@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nomadfn.control.serving import bind, url
 
 if TYPE_CHECKING:
+    from nomadfn.control.gateway import Gateway
     from nomadfn.control.http_server import ApiServer
     from nomadfn.control.settings import Settings
 
@@ -33,7 +34,7 @@ class WebFront:
         self._settings = settings
         self._listener = listener
         self._server: ApiServer | None = None
-        self._app: Application | None = None
+        self._app: Gateway | None = None
 
     @classmethod
     def bound(cls, settings: Settings, port: int, *, is_private: bool = False) -> WebFront:
@@ -54,13 +55,19 @@ class WebFront:
                 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
                 app = ProxyHeadersMiddleware(app, settings.web_proxies)
-            server = make_server(app, self._listener, settings.web_header_timeout_s, settings.web_max_header_bytes)
+            begin = self._begin if app is self else None
+            server = make_server(
+                app, self._listener, settings.web_header_timeout_s, settings.web_max_header_bytes, begin
+            )
             await server.start()
             self._server = server
 
-    def lead(self, app: Application | None) -> None:
+    def lead(self, app: Gateway | None) -> None:
         """`app` answers from now on; None while another control service leads."""
         self._app = app
+
+    def _begin(self, scope: Message, body: bytes, cycle: Any, peer: Any) -> bool:
+        return self._app is not None and self._app.begin(scope, body, cycle, peer)
 
     async def close(self) -> None:
         """Take no more requests, and let the open ones end for a short time."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from nomadfn.control.http_server import ApiServer
@@ -22,8 +22,16 @@ WEBSOCKET_BYTES = 16 * 1024 * 1024
 TOO_LARGE = b"431 Request Header Fields Too Large", b"the headers are too large\n"
 
 
-def make_server(app: Any, listener: socket.socket, header_timeout_s: float, max_header_bytes: int) -> ApiServer:
-    """Serve `app` on a bound socket. Start and close what this returns."""
+Begin = Callable[[dict[str, Any], bytes, Any, Any], bool]
+
+
+def make_server(
+    app: Any, listener: socket.socket, header_timeout_s: float, max_header_bytes: int, begin: Begin | None = None
+) -> ApiServer:
+    """Serve `app` on a bound socket. Start and close what this returns.
+
+    `begin` is asked first for requests whose body is there whole; what it does not take is the application's.
+    """
     quiet = logging.getLogger("nomadfn.gateway")
     quiet.setLevel(logging.CRITICAL)
 
@@ -31,6 +39,7 @@ def make_server(app: Any, listener: socket.socket, header_timeout_s: float, max_
         _header_timeout_s = header_timeout_s
         _max_header_bytes = max_header_bytes
         _quiet = quiet
+        _begin = staticmethod(begin) if begin is not None else None
 
     config = uvicorn.Config(
         app,
@@ -91,6 +100,10 @@ class _Bounded(HttpToolsProtocol):
     _header_timeout_s: float
     _max_header_bytes: int
     _quiet: logging.Logger
+    _begin: Begin | None
+    _waiting: tuple[RequestResponseCycle, Any] | None = None
+    """A request whose head has been read just now, and not its body."""
+    _parsing = False
     _deadline: asyncio.TimerHandle | None = None
     _in_head = True
     _head_bytes = 0
@@ -113,7 +126,11 @@ class _Bounded(HttpToolsProtocol):
         if self._in_head:
             # What follows the head in these bytes counts as well: enough to bound what a head may be.
             self._head_bytes += len(data)
+        self._parsing = True
         super().data_received(data)
+        self._parsing = False
+        if self._waiting is not None:
+            self._start_waiting()
         if self._in_head:
             if self._head_bytes > self._max_header_bytes:
                 self._refuse(*TOO_LARGE)
@@ -138,6 +155,27 @@ class _Bounded(HttpToolsProtocol):
         self._disarm()
         super().on_headers_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._waiting = cycle, app
+        if not self._parsing:
+            self._start_waiting()
+
+    def _start_waiting(self) -> None:
+        assert self._waiting is not None
+        (cycle, app), self._waiting = self._waiting, None
+        is_short = not cycle.more_body and app is self.app and self._begin is not None
+        if not (is_short and self._begin_short(cycle)):
+            super()._start_asgi_task(cycle, app)
+
+    def _begin_short(self, cycle: RequestResponseCycle) -> bool:
+        assert self._begin is not None
+        scope: Any = cycle.scope
+        return self._begin(scope, bytes(cycle.body), cycle, self)
+
+    def run(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Have a request answered by `app`, in a task."""
+        super()._start_asgi_task(cycle, app)
+
     def _size_of_head(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
@@ -147,6 +185,8 @@ class _Bounded(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
+        if self._waiting is not None:
+            self._start_waiting()
         self._in_head = True
         self._head_bytes = 0
 

@@ -348,14 +348,15 @@ class BoundMethod(Function[Any, Any]):
         if spec is not None and self._partial is None and spec.method(self._method) is None:
             known = ", ".join(one.name for one in spec.methods) or "none: it is a function"
             raise NotFoundError(f"{self._obj._cls.name} has no method {self._method!r}; its methods: {known}")
-        url = await self._ask_url(target) if self._answers_http else ""
+        url = await self._ask_url(target) if self.answers_http else ""
         return replace(target, method=self._method, web_url=url)
 
     async def _ask_url(self, target: Target) -> str:
         return await web.ask_url(target.client, target.function_id, self._method)
 
     @property
-    def _answers_http(self) -> bool:
+    def answers_http(self) -> bool:
+        """Whether it answers HTTP, as far as its class is known here."""
         found = self.spec.method(self._method) if self.spec is not None else None
         return found is not None and found.web is not None
 

@@ -210,6 +210,12 @@ class WebVerbs:
     async def _target(self) -> Target:
         raise NotImplementedError
 
+    @property
+    def answers_http(self) -> bool:
+        """Whether it is a web function, as far as its definition is known here."""
+        spec: wire.FunctionSpec | None = getattr(self, "spec", None)
+        return spec is not None and spec.web is not None
+
     @blocking
     async def get_web_url(self) -> str | None:
         """Where a web function answers; None for any other function. Its app runs, or is deployed."""

@@ -20,6 +20,7 @@ CLASSES = """
         async def load(self):
             self.loaded = f"{self.size} model"
             self.count = 0
+            print("entered", flush=True)
 
         @nomadfn.asgi_app()
         def web(self):
@@ -90,6 +91,7 @@ def test_a_class_answers_http_beside_its_other_methods(world: World) -> None:
         assert site.url("Model.web") in shown
         assert site.url("predict") in shown
         logs = world.start("nomadfn", "app", "logs", "-f", "site")
+        logs.says("entered")
         world.nomadfn("app", "stop", "site").ok()
         logs.says("left after 13")
 
@@ -101,3 +103,12 @@ def test_a_program_asks_its_own_class(world: World) -> None:
     assert len(lines) == 4
     assert "Model.web is a web function and takes HTTP requests only; send them to http://" in lines[2]
     assert "/site-dev/predict" in lines[3]
+
+
+def test_run_and_serve_say_where_a_web_function_belongs(world: World) -> None:
+    world.write("site.py", CLASSES)
+    for name in ("Model.web", "Model.predict_over_http"):
+        refused = world.nomadfn("run", f"site.py::{name}", "--text", "x")
+        refused.refused(2, f"{name} is a web function", "nomadfn serve site.py")
+    served = world.nomadfn("serve", "site.py", "--timeout", "1").ok()
+    assert "Model.web answers at http://127.0.0.1:" in served.err
