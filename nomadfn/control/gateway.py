@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from nomadfn.control.quick_visits import QuickVisit
 from nomadfn.control.visits import Gone, Visit, close_websocket
 from nomadfn.control.web_front import Application, answer, refuse
 from nomadfn.control.web_routes import Headers, Route, Routes
+from nomadfn.core.model import Function
 from nomadfn.exception import AuthError, PermissionDeniedError
 
 if TYPE_CHECKING:
@@ -73,6 +75,9 @@ class Gateway:
                 await self._websocket(route, request, scope, receive, send)
             else:
                 await self._http(route, request, scope, receive, send)
+        except Exception as error:
+            self._note(route.function, error)
+            raise
         finally:
             self._open -= 1
 
@@ -104,6 +109,9 @@ class Gateway:
         async def application(scope: Message, receive: Receive, send: Send) -> None:
             try:
                 await self._respond(visit, scope["nomadfn.peer"], send)
+            except Exception as error:
+                self._note(visit.function, error)
+                raise
             finally:
                 self._open -= 1
 
@@ -128,6 +136,13 @@ class Gateway:
             scope["client"],
             scope["server"],
         )
+
+    def _note(self, function: Function, error: Exception) -> None:
+        """Say what went wrong: uvicorn raises a RuntimeError for a response that is none of HTTP."""
+        if isinstance(error, RuntimeError):
+            self._service.log(f"{function.id} sent a response that is none of HTTP: {error}")
+        else:
+            self._service.log(traceback.format_exc())
 
     async def drain(self) -> None:
         """Returns when no request is open any more, or after LEAVE_S. Websockets are closed."""

@@ -32,6 +32,7 @@ def make_server(
 
     `begin` is asked first for requests whose body is there whole; what it does not take is the application's.
     """
+    # What clients and applications do wrong is no news for the service's log, and its own faults it writes itself.
     quiet = logging.getLogger("nomadfn.gateway")
     quiet.setLevel(logging.CRITICAL)
 
@@ -41,10 +42,15 @@ def make_server(
         _quiet = quiet
         _begin = staticmethod(begin) if begin is not None else None
 
+    class Quiet(WebSocketsSansIOProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            self.logger = quiet
+
     config = uvicorn.Config(
         app,
         http=Bounded,
-        ws=WebSocketsSansIOProtocol,
+        ws=Quiet,
         ws_max_size=WEBSOCKET_BYTES,
         ws_per_message_deflate=False,
         lifespan="off",

@@ -15,7 +15,7 @@ from nomadfn_agent import wire
 
 from nomadfn.exception import Error, InvalidError, ServiceError, UnsupportedError
 
-from . import code, options, service
+from . import code, options, service, web
 from .blocking import Scope, blocking, off_loop
 from .calls import storing
 from .client import Client, activate, deactivate
@@ -341,6 +341,7 @@ class App:
         if archive:
             with storing("the program's source", len(archive)):
                 client.blobs.write_code(archive)
+        web.check_addresses(self.name, functions)
         return wire.AppSpec(name=self.name, functions=functions, code=ref)
 
 

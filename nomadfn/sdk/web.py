@@ -195,6 +195,21 @@ def settle_class(spec: wire.FunctionSpec, owner: str) -> None:
         )
 
 
+def check_addresses(app: str, functions: Iterable[wire.FunctionSpec]) -> None:
+    """Raises InvalidError where two web functions of an app would have one address."""
+    seen: dict[str, str] = {}
+    for spec in functions:
+        for method, web in spec.webs:
+            name = f"{spec.name}.{method}" if method else spec.name
+            label = web.label or name
+            if label in seen:
+                raise InvalidError(
+                    f"app {app}: {seen[label]} and {name} would both answer at /{app}/{label}; "
+                    f"give one of them another label"
+                )
+            seen[label] = name
+
+
 async def ask_url(client: Client, function_id: str, method: str = "") -> str:
     """Where a web function is, or a method of a class, by the control service; empty for any other."""
     body = {"function_id": function_id, "method": method}

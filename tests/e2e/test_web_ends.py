@@ -92,6 +92,10 @@ ENDS = """
         async def boom(request):
             raise LookupError("a secret of the application")
 
+        async def liar(request):
+            length = request.query_params["length"]
+            return PlainTextResponse("short", headers={"Content-Length": length, "X-Odd": request.query_params["odd"]})
+
         async def after(request):
             async def work():
                 await asyncio.sleep(0.3)
@@ -110,7 +114,7 @@ ENDS = """
         routes = [
             Route("/", root), Route("/slow", slow), Route("/endless", endless), Route("/waits", waits),
             Route("/die", die, methods=["GET", "POST"]), Route("/die_once", die_once), Route("/half", half),
-            Route("/boom", boom), Route("/after", after), Route("/body", body, methods=["POST"]),
+            Route("/boom", boom), Route("/after", after), Route("/liar", liar), Route("/body", body, methods=["POST"]),
             WebSocketRoute("/held", held),
         ]
         return Starlette(routes=routes)
@@ -188,6 +192,15 @@ def test_an_application_that_raises_gives_500_and_no_secrets(site: Site, logs: C
     assert (answer.status_code, answer.text.strip()) == (500, "Internal Server Error")
     assert site.get("api").status_code == 200
     eventually(lambda: "a secret of the application" in printed(site), "its log")
+
+
+def test_a_response_that_is_none_of_http_ends_the_connection_and_nothing_else(site: Site) -> None:
+    assert site.get("api/liar?length=5&odd=no").text == "short"
+    for query in ("length=500&odd=no", "length=2&odd=no", "length=5&odd=a%0d%0aSet-Cookie:%20b"):
+        with pytest.raises(httpx.RemoteProtocolError):
+            site.get(f"api/liar?{query}")
+    assert site.get("api").status_code == 200
+    assert (site.world.data / "control.log").read_text().count("sent a response that is none of HTTP") == 3
 
 
 def test_a_request_over_its_timeout_gives_504_and_its_siblings_go_on(world: World) -> None:

@@ -188,3 +188,13 @@ def test_what_does_not_go_together_in_a_class_is_refused(
 ) -> None:
     with pytest.raises(InvalidError, match=words):
         make_class(body, **settings)
+
+
+def test_two_functions_at_one_address_are_refused() -> None:
+    from nomadfn.sdk.web import check_addresses
+
+    labelled = make(nomadfn.asgi_app(label="web")).spec
+    plain = make(nomadfn.asgi_app()).spec
+    check_addresses("shop", [plain])
+    with pytest.raises(InvalidError, match="app shop: web and web would both answer at /shop/web"):
+        check_addresses("shop", [plain, labelled])
