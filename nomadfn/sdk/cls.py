@@ -75,9 +75,9 @@ class Cls:
         spec = class_spec.make_spec(user_cls, settings, said)
         function: Function[Any, Any] = Function._make(app, app.name, spec.name)
         function._spec = spec
-        function._secrets = options.secrets(settings.get("secrets"), f"class {spec.name}")
+        function._secrets = (*app.secrets, *options.secrets(settings.get("secrets"), f"class {spec.name}"))
         function._image = options.image(settings.get("image"), f"class {spec.name}")
-        function.serialized = bool(settings.get("serialized"))
+        function.serialized = options.flag(settings.get("serialized"), "serialized", spec.name)
         function.raw_f = user_cls
         made = cls._make(function)
         setattr(user_cls, CLS, made)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_MODAL_ONLY = {
+MODAL_ONLY = {
     "experimental_spawn_map": "use fn.spawn_map(...)",
     "shell": "run a shell on the machine itself",
 }
@@ -95,9 +95,9 @@ class Function(CallVerbs, PoolVerbs, web.WebVerbs, Generic[P, R]):
             )
         self = cls._make(app, app.name, options.check_name(settings.get("name") or owner, "function name"))
         spec = options.make_spec(settings, self.name)
-        self._secrets = options.secrets(settings.get("secrets"), self.name)
+        self._secrets = (*app.secrets, *options.secrets(settings.get("secrets"), self.name))
         self._image = options.image(settings.get("image"), self.name)
-        self.serialized = bool(settings.get("serialized"))
+        self.serialized = options.flag(settings.get("serialized"), "serialized", self.name)
         self.raw_f = function
         spec = msgspec.structs.replace(
             spec,
@@ -190,8 +190,8 @@ class Function(CallVerbs, PoolVerbs, web.WebVerbs, Generic[P, R]):
     def __getattr__(self, name: str) -> Any:
         if name == "raw_f":
             raise InvalidError(f"{self!r} is known only by its name here; its code is not part of this program")
-        if name in _MODAL_ONLY:
-            raise UnsupportedError(f"Function.{name} is not supported by nomadfn; {_MODAL_ONLY[name]}")
+        if name in MODAL_ONLY:
+            raise UnsupportedError(f"Function.{name} is not supported by nomadfn; {MODAL_ONLY[name]}")
         if name == "web_url":
             raise DeprecationError("Function.web_url is an old name; use get_web_url()")
         if name == "keep_warm":

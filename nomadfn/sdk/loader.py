@@ -54,7 +54,9 @@ def find_app(module: ModuleType, name: str | None = None) -> App:
     if not distinct:
         raise InvalidError(f"{where} has no app; make one at its top level: app = nomadfn.App('name')")
     if len(distinct) > 1:
-        useful = [one for one in distinct if one.registered_functions or one.registered_entrypoints]
+        useful = [
+            one for one in distinct if one.registered_functions or one.registered_classes or one.registered_entrypoints
+        ]
         if len(useful) != 1:
             known = ", ".join(repr(one.name) for one in distinct)
             raise InvalidError(f"{where} has several apps, {known}; say which one")

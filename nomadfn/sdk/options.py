@@ -324,6 +324,13 @@ def image(value: Any, owner: str) -> Image | None:
     return check(value, f"function {owner}")
 
 
+def flag(value: Any, name: str, owner: str) -> bool:
+    """A setting that is on or off; None is off. Raises InvalidError."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise InvalidError(f"{said(owner)}: {name}={value!r} must be True or False")
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 

@@ -13,7 +13,7 @@ from nomadfn_agent.context import is_container
 from nomadfn.core import environment
 from nomadfn.exception import InvalidError, UnsupportedError
 
-_MODAL_ONLY = {
+MODAL_ONLY = {
     "objects": "use `nomadfn secret create`, `list` and `delete`",
     "hydrate": "a secret is looked up when its app is deployed or run; leave it out",
     "info": "use `nomadfn secret list`",
@@ -137,5 +137,5 @@ def _refuse_settings(of: str, settings: Mapping[str, Any]) -> None:
 
 
 def _refuse(name: str) -> None:
-    if name in _MODAL_ONLY:
-        raise UnsupportedError(f"Secret.{name} is not supported by nomadfn; {_MODAL_ONLY[name]}")
+    if name in MODAL_ONLY:
+        raise UnsupportedError(f"Secret.{name} is not supported by nomadfn; {MODAL_ONLY[name]}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nomadfn import App, Function, Retries, Secret
+from nomadfn import App, Function, Retries, Secret, method
 from nomadfn.exception import DeprecationError, InvalidError, UnsupportedError
 
 names = itertools.count()
@@ -226,3 +226,26 @@ def test_app_names_and_arguments_are_checked() -> None:
         App("x", volumes={"/data": object()})
     with pytest.raises(InvalidError, match="has no functions"):
         App("empty").run().__enter__()
+
+
+def test_the_secrets_of_an_app_come_before_those_of_its_functions() -> None:
+    first, second = Secret.from_dict({"A": "1"}), Secret.from_dict({"A": "2"})
+    app = App("secretive", secrets=[first])
+
+    @app.function(secrets=[second])
+    def f() -> None: ...
+
+    @app.cls()
+    class C:
+        @method()
+        def m(self) -> None: ...
+
+    assert f._secrets == (first, second)
+    assert C._function._secrets == (first,)  # type: ignore[attr-defined]
+    with pytest.raises(InvalidError, match="app secretive: secrets= must be a list"):
+        App("secretive", secrets=first)  # type: ignore[arg-type]
+
+
+def test_what_is_on_or_off_is_not_anything_else() -> None:
+    with pytest.raises(InvalidError, match="serialized='yes' must be True or False"):
+        make(serialized="yes")
