@@ -36,6 +36,7 @@ from .wire import (
     image_id,
 )
 
+KILLED = ": it was killed, most likely because it took more memory than memory= gives the function"
 IDLE_S = 300.0
 """How long a warm parent without containers stays."""
 FIRST_PAUSE_S = 10.0
@@ -220,7 +221,8 @@ class ImageParents:
     def _on_built(self, image: Image, exit_code: int) -> None:
         dropped, image.dropped = image.dropped, False
         if exit_code != 0 and not dropped:
-            self._fail(image, f"its image {image.id} could not be built")
+            why = KILLED if exit_code == -signal.SIGKILL else ""
+            self._fail(image, f"its image {image.id} could not be built{why}")
         if image.waiting or exit_code == 0:
             self._begin(image)  # Should somebody have removed it since, it is made again.
         self._forget_old()

@@ -167,6 +167,13 @@ def test_a_build_that_fails_is_not_tried_again_at_once(
     assert host.one(image).failed_until > time.monotonic() + image_parents.FIRST_PAUSE_S
 
 
+def test_a_build_that_is_killed_says_what_most_likely_did_it(host: Host, image: ImageSpec) -> None:
+    host.build = "import os; os.kill(os.getpid(), 9)"
+    host.parents.start(start("ct-1", image))
+    host.until(lambda: host.of(Ended))
+    assert host.of(Ended)[0].what.endswith("more memory than memory= gives the function")
+
+
 def test_an_environment_may_be_prepared_before_any_container_needs_it(host: Host, image: ImageSpec) -> None:
     host.parents.prepare(image)
     host.parents.prepare(image)

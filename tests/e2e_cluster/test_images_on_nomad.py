@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from pathlib import Path
@@ -73,6 +74,7 @@ def with_wheels(world: World) -> None:
 
 def test_the_agent_of_an_allocation_makes_the_environment_and_shows_its_log(any_world: ClusterWorld) -> None:
     world = any_world
+    world.configure({**world.job, "memory_mib": 256})  # Nomad ends a build that takes more than the function has.
     world.start_control()
     world.led()
     with_wheels(world)
@@ -82,11 +84,11 @@ def test_the_agent_of_an_allocation_makes_the_environment_and_shows_its_log(any_
         "[(0, '1.0', 'hello'), (1, '1.0', 'hello')]",
         "(2, '2.0', 'hello')",
     ]
-    assert "first#0 │ first has 1.0" in done.out
+    assert re.search(r"first#\d │ first has 1.0", done.out)
     assert "its image im-" in done.out
     assert "could not be built; its last output" in done.out
     for function in ("first", "second", "failing"):
-        assert f"{function}#0 │ Building image im-" in done.err
+        assert re.search(rf"{function}#\d │ Building image im-", done.err)
     made = Path(world.env["NOMADFN_ENVIRONMENTS"])
     assert len([one for one in made.glob("im-*") if one.is_dir()]) == 2
 
@@ -116,6 +118,7 @@ CALL = """
 
 def test_a_container_of_an_image_goes_on_under_the_next_leader(any_world: ClusterWorld, tmp_path: Path) -> None:
     world, gate = any_world, tmp_path / "gate"
+    world.configure({**world.job, "memory_mib": 256})
     first = world.start_control()
     world.led()
     second = world.start_control()
