@@ -68,11 +68,6 @@ class BuildError(Exception):
     """The environment cannot be made; the text says why, and its log stands before it."""
 
 
-def is_needed(image: ImageSpec) -> bool:
-    """Whether containers of this image cannot be forked from this process: for its packages, or its Python."""
-    return bool(image.steps) or image.python not in ("", _own_minor(), _own_version())
-
-
 def root() -> str:
     """The folder of all environments, made where it is not there yet."""
     places = [environments_folder()]

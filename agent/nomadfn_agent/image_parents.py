@@ -43,6 +43,8 @@ FIRST_PAUSE_S = 10.0
 LAST_PAUSE_S = 300.0
 """A build that has failed is not tried again before this, twice as long after each one."""
 NOTICE = 0
+LAST_LINES = 12
+"""Of a build's log, which was shown while it ran, so many stand in the error."""
 _START = (
     "import sys; own, libraries = sys.argv[1:3]; del sys.argv[1:3]; sys.path.insert(0, own); "
     "sys.path.append(libraries); import nomadfn_agent.__main__"
@@ -348,13 +350,13 @@ class ImageParents:
         self._note_failure(image, what)
         waiting, image.waiting = image.waiting, {}
         for name in waiting:
-            self._end(name, what, image.tail.lines())
+            self._end(name, *image.failure)
 
     def _note_failure(self, image: Image, what: str) -> None:
         pause_s = min(LAST_PAUSE_S, FIRST_PAUSE_S * 2.0**image.failures)
         image.failures += 1
         image.failed_until = time.monotonic() + pause_s
-        image.failure = what, image.tail.lines()
+        image.failure = what, "\n".join(image.tail.lines().splitlines()[-LAST_LINES:])
 
     def _end(self, name: str, what: str, tail: str) -> None:
         self._of.pop(name, None)

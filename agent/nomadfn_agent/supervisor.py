@@ -44,6 +44,7 @@ from .wire import (
     Withdrawn,
     decode_to_supervisor,
     encode,
+    needs_environment,
 )
 
 if TYPE_CHECKING:
@@ -187,9 +188,7 @@ class Supervisor:
 
     def _images_for(self, image: ImageSpec) -> ImageParents | None:
         """Who looks after the warm parent of this image; None where it needs none of its own."""
-        from .environments import is_needed
-
-        if not is_needed(image):
+        if not needs_environment(image):
             return None
         if self._images is None:
             from .image_parents import ImageParents

@@ -18,7 +18,21 @@ APP = wire.AppSpec(
             env={"A": "hunter2 ${x}\n"},
             secrets=[wire.SecretSpec(values={"B": "hunter2"}), wire.SecretSpec(name="db", required_keys=["C"])],
         ),
-        wire.FunctionSpec(name="plain"),
+        wire.FunctionSpec(
+            name="image",
+            image=wire.ImageSpec(
+                python="3.12",
+                steps=[
+                    wire.ImageStep(
+                        tool="pip",
+                        arguments=["six", "--index-url", "https://me:hunter2@host/simple"],
+                        files={"r.txt": "--extra-index-url https://hunter2@other/simple\n"},
+                        env={"TOKEN": "hunter2"},
+                    )
+                ],
+            ),
+        ),
+        wire.FunctionSpec(name="plain", image=wire.ImageSpec(python="3.12")),
     ],
 )
 

@@ -32,6 +32,7 @@ import msgspec
 from .image import ImageSpec as ImageSpec
 from .image import ImageStep as ImageStep
 from .image import image_id as image_id
+from .image import needs_environment as needs_environment
 from .specs import AppSpec as AppSpec
 from .specs import AutoscalerSettings as AutoscalerSettings
 from .specs import CodeRef as CodeRef

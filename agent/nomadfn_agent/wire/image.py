@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import msgspec
 
 ID_LENGTH = 22
@@ -44,3 +46,9 @@ def image_id(image: ImageSpec) -> str:
 
     recipe = msgspec.json.encode(msgspec.structs.replace(image, workdir="", interpreter=""), order="sorted")
     return "im-" + hashlib.sha256(recipe).hexdigest()[:ID_LENGTH]
+
+
+def needs_environment(image: ImageSpec) -> bool:
+    """Whether containers of this image cannot be forked from this process: for its packages, or its Python."""
+    own = [".".join(map(str, sys.version_info[:length])) for length in (2, 3)]
+    return bool(image.steps) or image.python not in ("", *own)
