@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from . import environments
+from . import environments, lent_packages
 from .channel import Channel, LengthFraming
 from .output import Pipe, Tail
 from .wire import (
@@ -386,7 +386,7 @@ class ImageParents:
 def _spawn(path: str, arguments: Sequence[str], control: int, lock: int, output: int) -> int:
     """The process id of a new warm parent with the environment's Python."""
     python = environments.python_of(path)
-    own, libraries = environments.import_folders(path)
+    own, libraries = lent_packages.import_folders(path)
     environ: dict[str, str] = {name: value for name, value in os.environ.items() if name not in environments.HIDDEN}
     environ["VIRTUAL_ENV"] = path
     environ["PATH"] = os.pathsep.join((os.path.join(path, "bin"), os.environ.get("PATH", os.defpath)))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from nomadfn_agent import environments
+from nomadfn_agent import environment_build, environments, lent_packages
 from nomadfn_agent.wire import ImageSpec, ImageStep, image_id
 from tiny_packages import OFFLINE, begun, write_slow_project, write_wheel
 
@@ -145,9 +145,11 @@ def test_what_slips_past_the_installer_is_found_before_the_environment_is_used(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_wheel(tmp_path / "wheels", "websockets", "10.0")
-    monkeypatch.setattr(environments, "CONSTRAINTS", {})
+    monkeypatch.setattr(environment_build, "CONSTRAINTS", {})
     image = installs("websockets==10.0", wheels=tmp_path / "wheels")
-    run = environments._Run(str(tmp_path), environments.find_uv(), str(tmp_path / "made"), 2, time.monotonic() + WAIT_S)
+    run = environment_build.Run(
+        str(tmp_path), environment_build.find_uv(), str(tmp_path / "made"), 2, time.monotonic() + WAIT_S
+    )
     run.make_environment(image)
     run.install(0, image.steps[0])
     monkeypatch.undo()
@@ -158,7 +160,7 @@ def test_what_slips_past_the_installer_is_found_before_the_environment_is_used(
 def test_without_uv_pip_does_the_same(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environments, "find_uv", lambda: "")
+    monkeypatch.setattr(environment_build, "find_uv", lambda: "")
     write_wheel(tmp_path / "wheels", "tiny", "1.0")
     image = installs("tiny==1.0", wheels=tmp_path / "wheels")
     assert environments.build(image) == 0, capsys.readouterr().out
@@ -181,7 +183,7 @@ def test_the_programs_own_python_is_taken_where_it_has_the_version(tmp_path: Pat
         (tmp_path / name).write_text(f"#!/bin/sh\necho {version}\n")
         (tmp_path / name).chmod(0o755)
     chosen = [
-        environments._interpreter(ImageSpec(python="3.99", interpreter=str(tmp_path / name)), "uv")
+        environment_build.interpreter_for(ImageSpec(python="3.99", interpreter=str(tmp_path / name)), "uv")
         for name in ("right", "wrong", "absent")
     ]
     assert chosen == [str(tmp_path / "right"), "3.99", "3.99"]
@@ -272,8 +274,8 @@ def test_links_to_an_agent_that_is_gone_and_what_killed_builds_left_are_swept(tm
 def test_what_the_agent_needs_of_shared_libraries_is_what_the_package_says() -> None:
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     declared = {one.partition(">=")[0]: one.partition(">=")[2] for one in dependencies}
-    stated = {name: ".".join(map(str, least)) for name, least in environments.CONSTRAINTS.items()}
-    assert stated == {name: declared[name] for name in environments.CONSTRAINTS}
+    stated = {name: ".".join(map(str, least)) for name, least in lent_packages.CONSTRAINTS.items()}
+    assert stated == {name: declared[name] for name in lent_packages.CONSTRAINTS}
 
 
 @pytest.mark.network

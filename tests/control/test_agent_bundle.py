@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from nomadfn_agent import bootstrap, environments
+from nomadfn_agent import bootstrap, lent_packages
 from starlette.applications import Starlette
 from starlette.types import Message
 from tiny_packages import write_wheel
@@ -112,13 +112,13 @@ def test_the_unpacked_agent_makes_environments_and_lends_itself_to_their_python(
     write_wheel(tmp_path / "wheels", "tiny", "1.0")
     make = (
         f"import sys; sys.path.insert(0, {str(folder)!r})\n"
-        "from nomadfn_agent import environments, image_parents\n"
+        "from nomadfn_agent import environments, image_parents, lent_packages\n"
         "from nomadfn_agent.wire import ImageSpec, ImageStep, image_id\n"
         f"arguments = ['tiny==1.0', '--no-index', '--find-links={tmp_path / 'wheels'}']\n"
         "image = ImageSpec(steps=[ImageStep(tool='pip', arguments=arguments)])\n"
         "assert environments.build(image) == 0\n"
         "path, lock = environments.use(image_id(image))\n"
-        "print(path, *environments.import_folders(path), sep='\\n')\n"
+        "print(path, *lent_packages.import_folders(path), sep='\\n')\n"
     )
     env = {"NOMADFN_ENVIRONMENTS": str(tmp_path / "environments"), "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     command = [sys.executable, "-I", "-S", "-c", make]
@@ -138,7 +138,7 @@ def test_the_unpacked_agent_makes_environments_and_lends_itself_to_their_python(
 
 
 def test_containers_of_images_find_the_same_libraries_as_all_others() -> None:
-    assert tuple(environments.CONSTRAINTS) == LIBRARIES
+    assert tuple(lent_packages.CONSTRAINTS) == LIBRARIES
 
 
 def test_what_is_unpacked_is_compiled_already_and_used_again(bundle: Bundle, tmp_path: Path) -> None:
