@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from consul_server import free_ports
 from web_site import CURL, Site
@@ -212,3 +213,31 @@ def test_a_program_that_runs_has_addresses_of_its_own(world: World) -> None:
     assert third == f"{url} /once-dev/hello/inner"
     assert url in fourth
     assert f"hello answers at {url}" in done.err
+
+
+def test_behind_a_proxy_addresses_are_those_of_outside(world: World) -> None:
+    program = """
+        import nomadfn
+
+        app = nomadfn.App("site")
+
+        @app.function()
+        @nomadfn.asgi_app()
+        def plain():
+            from starlette.applications import Starlette
+            from starlette.responses import JSONResponse
+            from starlette.routing import Route
+
+            async def seen(request):
+                return JSONResponse([str(request.url), request.client.host])
+
+            return Starlette(routes=[Route("/x", seen)])
+    """
+    port = world.up(NOMADFN_WEB_URL="https://{name}.fn.example.com/")["web_url"]
+    assert port == "https://{name}.fn.example.com"
+    world.write("site.py", program)
+    assert "https://site--plain.fn.example.com" in world.nomadfn("deploy", "site.py").ok().out
+    inside = f"http://127.0.0.1:{(world.data / 'web_port').read_text().strip()}/x"
+    headers = {"Host": "site--plain.fn.example.com", "X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.7"}
+    with httpx.Client(timeout=60, trust_env=False) as client:
+        assert client.get(inside, headers=headers).json() == ["https://site--plain.fn.example.com/x", "203.0.113.7"]

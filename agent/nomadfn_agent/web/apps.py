@@ -77,7 +77,7 @@ def _fastapi(function: Callable[..., Any], name: str, web: WebSpec) -> Any:
     except ModuleNotFoundError as error:
         raise WebError(
             f"{name} has @fastapi_endpoint, which needs FastAPI where its containers run, and {error.name} is not "
-            "there: pip install fastapi"
+            "there: pip install fastapi, or give the function an image with .uv_pip_install('fastapi')"
         ) from None
     app = FastAPI(title=name, openapi_url="/openapi.json" if web.docs else None)
     everything = ["*"]
