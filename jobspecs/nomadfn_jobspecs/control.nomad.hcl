@@ -184,11 +184,17 @@ job "nomadfn-control" {
       port "data" {}
 
       dynamic "port" {
-        for_each = local.has_web ? [0] : []
+        for_each = var.web_port > 0 ? [var.web_port] : []
         labels   = ["web"]
         content {
-          static = var.web_port > 0 ? var.web_port : null
+          static = port.value
         }
+      }
+
+      dynamic "port" {
+        for_each = var.web_port == 0 ? [0] : []
+        labels   = ["web"]
+        content {}
       }
     }
 
@@ -267,10 +273,10 @@ job "nomadfn-control" {
         NOMADFN_PORT      = "${NOMAD_PORT_http}"
         NOMADFN_DATA_PORT = "${NOMAD_PORT_data}"
         NOMADFN_DATA_DIR  = "${NOMAD_TASK_DIR}/control"
-        }, local.has_web ? {
-        NOMADFN_WEB_HOST = "${NOMAD_IP_web}"
-        NOMADFN_WEB_PORT = "${NOMAD_PORT_web}"
-      } : {})
+        }, {
+        for name, value in { HOST = "${NOMAD_IP_web}", PORT = "${NOMAD_PORT_web}" } :
+        "NOMADFN_WEB_${name}" => value if local.has_web
+      })
 
       dynamic "template" {
         for_each = var.has_secrets ? [0] : []
