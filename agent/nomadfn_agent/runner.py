@@ -109,11 +109,9 @@ def _serve_and_exit(loop: Loop | Units, rest: list[bytes], instance: Instance) -
 
     signal.signal(signal.SIGTERM, end)
     try:
-        if isinstance(loop, Loop):
-            loop.serve(rest)
-        else:
+        if not isinstance(loop, Loop):
             loop.catches_term = True
-            loop.serve(rest)
+        loop.serve(rest)
         ending = True
     except Terminated:
         told = True

@@ -13,7 +13,7 @@ from nomadfn.control.overrides import check_settings
 from nomadfn.control.tokens import Identity
 from nomadfn.core import variants
 from nomadfn.core.model import App, Function
-from nomadfn.exception import Error, InvalidError
+from nomadfn.exception import Error, InvalidError, NotFoundError
 
 if TYPE_CHECKING:
     from nomadfn.control.operations import Operations
@@ -54,7 +54,9 @@ class Variants:
         variation = _checked(base.spec, arguments, changes)
         if not (variation.arguments or variation.fields or variation.autoscaler):
             return base
-        app = self._state.apps[base.app]
+        app = self._state.apps.get(base.app)
+        if app is None:
+            raise NotFoundError(f"{base.spec.name} is not running here any more; deploy it again")
         if variants.name_of(variation) not in app.functions and "secrets" in variation.fields:
             await self._service.secrets.check(wire.AppSpec(name=app.name, functions=[variation.values]))
         function, known = self._service.core.put_variant(self._service.now(), app.id, variation)
@@ -88,8 +90,6 @@ class Variants:
                 values = self._service.seal.open(wire.AppSpec(name="", functions=[variation.values])).functions[0]
                 if values.sealed:
                     raise InvalidError("its values were sealed under another NOMADFN_TOKEN")
-                if variation.base not in self._state.apps[app_id].functions:
-                    raise InvalidError(f"its app has no {variation.base} any more")
                 self._service.core.put_variant(now, app_id, msgspec.structs.replace(variation, values=values))
             except (Error, msgspec.ValidationError) as error:
                 self._service.log(f"{key} in the registry is not brought back: {error}")

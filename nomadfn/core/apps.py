@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from nomadfn_agent import wire
 
-from ..exception import InvalidError
+from ..exception import InvalidError, NotFoundError
 from . import calls, dicts, pool, scaling, streams, variants
 from .effects import AppGone, FunctionGone
 from .model import STOPPING, App, Function, Session
@@ -113,7 +113,10 @@ def put_app(
 
 def put_variant(state: State, now: float, app: App, variation: wire.Variation) -> tuple[Function, bool]:
     """The variant of one of the app's functions, and whether it was there. Raises InvalidError or what is over."""
-    spec = variants.make_spec(app.functions[variation.base].spec, variation)
+    base = app.functions.get(variation.base)
+    if base is None or app.stopping:
+        raise NotFoundError(f"app {app.name} has no {variation.base} any more; deploy it again")
+    spec = variants.make_spec(base.spec, variation)
     function = app.functions.get(spec.name)
     known = function is not None
     if function is None:

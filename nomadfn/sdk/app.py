@@ -9,7 +9,7 @@ import string
 import weakref
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, dataclass_transform
 
 from nomadfn_agent import wire
 
@@ -21,6 +21,7 @@ from .calls import storing
 from .client import Client, activate, deactivate
 from .cls import Cls
 from .function import Function
+from .parameters import parameter
 from .progress import LogPrinter, Observer
 from .unsupported import ON_APP
 
@@ -161,6 +162,7 @@ class App:
 
         return decorate
 
+    @dataclass_transform(kw_only_default=True, field_specifiers=(parameter,))
     def cls(self, *misplaced: Any, **settings: Unpack[options.FunctionSettings]) -> Callable[[C], C]:
         """Make a class of this app, whose `@method()`s run in containers. The settings are those of `FunctionSettings`.
 

@@ -33,7 +33,7 @@ class GeneratorCall(SingleCall):
     """One `.remote_gen`: what has come of it and not been handed out. `outcome` comes behind everything it gave."""
 
     def __init__(self, session: Session, target: Target, function: str, data: bytes, is_ref: bool) -> None:
-        super().__init__(session, target.function_id, wire.REMOTE, data, is_ref, target.options)
+        super().__init__(session, target.function_id, wire.REMOTE, data, is_ref, target.options, target.method)
         self.received = 0
         """How many values have come."""
         self._function = function

@@ -12,7 +12,7 @@ from test_core import APP, SESSION, World, failure_of, of
 
 from nomadfn.core import effects, records, variants
 from nomadfn.core.core import Core
-from nomadfn.exception import InvalidError, ResourceExhaustedError
+from nomadfn.exception import InvalidError, NotFoundError, ResourceExhaustedError
 
 changed = msgspec.structs.replace
 
@@ -122,6 +122,8 @@ def test_what_a_variant_is_made_of_is_checked() -> None:
         variants.make_spec(base, wire.Variation(base="Model", autoscaler={"min_containers": 3, "max_containers": 2}))
     with pytest.raises(InvalidError, match=r"class Open needs size: write Open\(size=\.\.\.\)"):
         variants.arguments(OPEN, {})
+    with pytest.raises(NotFoundError, match="app app has no Gone any more"):
+        Models().vary("Gone", {"cpu": 1.0})
     values = {"size": "a", "count": -(2**63)}
     assert variants.arguments(MODEL, values) == {"size": "a", "count": str(-(2**63))}
 

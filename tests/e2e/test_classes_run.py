@@ -7,7 +7,7 @@ import os
 import signal
 
 import pytest
-from world import World, eventually
+from world import NOMADFN, World, eventually
 
 MODELS = """
     import asyncio, os, time
@@ -58,6 +58,11 @@ MODELS = """
         @nomadfn.method()
         def fail(self):
             raise ValueError(f"not for {self.size}")
+
+        @nomadfn.method()
+        def count_up(self, n):
+            for i in range(n):
+                yield [self.size, self.steps[0], i]
 
         def help(self):
             return self.count
@@ -122,6 +127,7 @@ MODELS = """
         except ValueError as error:
             print("raised", error)
         print(asyncio.run(Model().predict.remote.aio(8))[3])
+        print(list(Model(size="m").count_up.remote_gen(2)), list(Model().count_up.local(1)))
 
     @app.local_entrypoint()
     def pools():
@@ -197,8 +203,9 @@ def test_a_container_is_entered_before_its_first_input_and_left_after_its_last(m
         "True [7, 1]",
         "raised not for small",
         "8",
+        "[['m', 'open', 0], ['m', 'open', 1]] [['small', 'open', 0]]",
     ]
-    assert set(log.read_text().splitlines()) == {"exit small"}
+    assert set(log.read_text().splitlines()) == {"exit small", "exit m"}
 
 
 def test_each_set_of_parameters_has_containers_of_its_own(models: World) -> None:
@@ -245,6 +252,66 @@ def test_a_container_that_is_told_by_a_signal_to_end_leaves_first(models: World)
     assert "RuntimeError: the last one" in models.nomadfn("app", "logs", "models").ok().err
 
 
+SLOW = """
+    import asyncio, os, threading, time
+    import nomadfn
+
+    app = nomadfn.App("slow")
+
+    class Slow:
+        @nomadfn.exit()
+        def leave(self):
+            with open(os.environ["LOG"], "a") as log:
+                print("left", type(self).__name__, file=log)
+
+    @app.cls()
+    class One(Slow):
+        @nomadfn.method()
+        def hang(self):
+            print("hangs", flush=True)
+            while True:
+                time.sleep(0.01)
+
+    @app.cls()
+    @nomadfn.concurrent(max_inputs=2)
+    class Threads(One.raw_f):
+        pass
+
+    @app.cls()
+    @nomadfn.concurrent(max_inputs=2)
+    class Tasks(Slow):
+        @nomadfn.method()
+        async def hang(self):
+            print("hangs", flush=True)
+            await asyncio.sleep(3600)
+
+    @app.cls()
+    @nomadfn.concurrent(max_inputs=2)
+    class Both(Tasks.raw_f):
+        @nomadfn.method()
+        def hang_too(self):
+            print("hangs", flush=True)
+            while True:
+                time.sleep(0.01)
+
+    @app.local_entrypoint()
+    def main():
+        for one in (One(), Threads(), Tasks(), Both()):
+            one.hang.spawn()
+        Both().hang_too.remote()
+"""
+
+
+def test_what_ctrl_c_interrupts_is_left_in_every_kind_of_container(world: World) -> None:
+    log = world.folder / "log"
+    world.write("slow.py", SLOW)
+    running = world.start(NOMADFN, "run", "slow.py", LOG=str(log), NOMADFN_CAPACITY="8")
+    eventually(lambda: running.err.count("hangs") + running.out.count("hangs") >= 5, running)
+    running.process.send_signal(signal.SIGINT)
+    assert running.wait().code == 130
+    assert sorted(log.read_text().splitlines()) == ["left Both", "left One", "left Tasks", "left Threads"]
+
+
 CALLER = """
     import sys
     import nomadfn
@@ -279,7 +346,7 @@ def test_a_deployed_class_is_called_from_elsewhere_and_over_http(models: World) 
     refused = models.nomadfn("function", "call", "models", "Model.nonsense")
     assert "Model.predict" in refused.err
     explained = models.explain("models", "Model.predict")
-    assert explained["methods"] == ["predict", "wait", "nested", "fail"]
+    assert explained["methods"] == ["predict", "wait", "nested", "fail", "count_up"]
     functions = models.ask("GET", "/v1/functions")["functions"]
     [variant] = [one["name"] for one in functions if one["arguments"] == {"size": "cli", "count": "1"}]
     again = models.nomadfn("function", "call", "models", f"{variant}.predict", "6", "--json").ok()
