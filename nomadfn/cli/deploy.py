@@ -62,10 +62,19 @@ def deploy(
         print(f"Deployed {app.name}, version {done.version}, with {count} ({changed})")
         for function in sorted(done.functions):
             urls = [url for name, url in sorted(done.web_urls.items()) if name.partition(".")[0] == function]
-            for line in urls or [f"nomadfn function call {app.name} {function}"]:
+            for line in urls + _calls(app, function, bool(urls)):
                 print(f"  {line}")
     if not served:
         raise typer.Exit(EXIT_NOT_SERVED)
+
+
+def _calls(app: App, name: str, answers_http: bool) -> list[str]:
+    """The commands that call a function, or the methods of a class."""
+    if (cls := app.registered_classes.get(name)) is None or cls.spec is None:
+        names = [] if answers_http else [name]
+    else:
+        names = [f"{name}.{one.name}" for one in cls.spec.methods if one.web is None]
+    return [f"nomadfn function call {app.name} {one}" for one in names]
 
 
 def _say_what_fits(handle: ServiceHandle, app: App, name: str | None, as_json: bool) -> None:

@@ -260,7 +260,8 @@ class Operations:
         owner, _, method = name.rpartition(".")
         function = app.functions.get(name) or app.functions.get(owner)
         if function is None or (function.spec.name != name and function.spec.method(method) is None):
-            known = [one for function in app.functions.values() for one in _callable_names(function.spec)]
+            there = [one.spec for one in app.functions.values() if one.variation is None]
+            known = [one for spec in there for one in _callable_names(spec)]
             raise NotFoundError(f"app {app.name} has no function {name}; it has {', '.join(sorted(known))}")
         return function
 
@@ -306,8 +307,14 @@ class Operations:
     # Functions
 
     async def _lookup(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
-        function = self.find_function(str(body["app"]), str(body["name"]), identity)
-        return {"function_id": function.id, "spec": _shown(function), "web_url": self._service.web.url(function)}
+        name = str(body["name"])
+        function = self.find_function(str(body["app"]), name, identity)
+        return {
+            "function_id": function.id,
+            "spec": _shown(function),
+            "web_url": self._service.web.url(function),
+            "method": name.removeprefix(function.spec.name).removeprefix("."),
+        }
 
     async def _web_url(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         function = self._core.function(str(body["function_id"]))

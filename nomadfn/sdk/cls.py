@@ -322,9 +322,7 @@ class BoundMethod(Function[Any, Any]):
         if self._partial is not None:
             raw = self._partial.raw_f
             return inspect.isgeneratorfunction(raw) or inspect.isasyncgenfunction(raw)
-        spec = self.spec
-        found = spec.method(self._method) if spec is not None else None
-        return found is not None and found.is_generator
+        return super().is_generator
 
     def local(self, *args: Any, **kwargs: Any) -> Any:
         """Call it in this process, on an instance whose `@enter` methods have run, once."""

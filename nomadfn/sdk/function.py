@@ -51,6 +51,8 @@ class Function(CallVerbs, PoolVerbs, web.WebVerbs, Generic[P, R]):
     _secrets: tuple[Secret, ...]
     _image: Image | None
     _found: Target | None
+    _method: str
+    """Of a class that is known by the name of one of its methods."""
     _variants: dict[bytes, Asked]
     """What was asked for of late, see `variants`."""
 
@@ -69,6 +71,7 @@ class Function(CallVerbs, PoolVerbs, web.WebVerbs, Generic[P, R]):
         self._image = None
         self._found = None
         self._variants = {}
+        self._method = ""
         return self
 
     @classmethod
@@ -161,11 +164,15 @@ class Function(CallVerbs, PoolVerbs, web.WebVerbs, Generic[P, R]):
 
     @property
     def is_generator(self) -> bool:
-        return self._spec is not None and self._spec.is_generator
+        spec = self.spec
+        if spec is None or not spec.methods:
+            return spec is not None and spec.is_generator
+        found = spec.method(self._method)
+        return found is not None and found.is_generator
 
     @property
     def _known(self) -> bool:
-        return self._spec is not None
+        return self.spec is not None
 
     def get_raw_f(self) -> Callable[P, R]:
         """What the user wrote."""
@@ -263,7 +270,9 @@ class Function(CallVerbs, PoolVerbs, web.WebVerbs, Generic[P, R]):
             body = {"app": self.app_name, "name": self.name}
             found = await client.request("function.lookup", body)
             self._spec = msgspec.convert(found["spec"], wire.FunctionSpec) if found.get("spec") else None
-            self._found = Target(client, found["function_id"], False, web_url=found.get("web_url", ""))
+            self._method = found.get("method", "")
+            url = found.get("web_url", "")
+            self._found = Target(client, found["function_id"], False, web_url=url, method=self._method)
         return self._found
 
 

@@ -336,6 +336,21 @@ def test_a_deployed_class_is_called_from_elsewhere_and_over_http(models: World) 
     wrong = models.python("caller.py", "predict", "count=x")
     assert "Model(count=...) takes an int, not 'x' of type str" in wrong.err
 
+    wrong_verbs = """
+import nomadfn
+Model = nomadfn.Cls.from_name("models", "Model")
+for wrong in (Model().count_up.remote, lambda n: list(Model().predict.remote_gen(n))):
+    try:
+        wrong(1)
+    except nomadfn.exception.InvalidError as error:
+        print(error)
+print(nomadfn.Function.from_name("models", "Model.predict").remote(9)[3])
+print(list(nomadfn.Function.from_name("models", "Model.count_up").remote_gen(1)))
+"""
+    said = models.python("-c", wrong_verbs).ok().out.splitlines()
+    assert "Model.count_up is a generator function" in said[0]
+    assert "Model.predict is no generator function" in said[1]
+    assert said[2:] == ["9", "[['small', 'open', 0]]"]
     body = {"args": [4], "parameters": {"size": "http", "count": 3}}
     answer = models.ask("POST", "/v1/apps/models/functions/Model.predict/call", body)
     assert answer["result"][:2] == ["http", 3]
@@ -345,6 +360,7 @@ def test_a_deployed_class_is_called_from_elsewhere_and_over_http(models: World) 
     assert "(size=cli, count=1)" in listed
     refused = models.nomadfn("function", "call", "models", "Model.nonsense")
     assert "Model.predict" in refused.err
+    assert "@" not in refused.err, "variants are not among what one may have meant"
     explained = models.explain("models", "Model.predict")
     assert explained["methods"] == ["predict", "wait", "nested", "fail", "count_up"]
     functions = models.ask("GET", "/v1/functions")["functions"]
