@@ -13,6 +13,7 @@ import io
 import json
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, NamedTuple
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 
 from .outcome import BlobRef
 from .payload import DamagedBlobError, blob_path, digest_of, write_whole
+from .wide import WIDE_BYTES, open_wide
 
 PATIENCE_S = 60.0
 """How long a control service or a store that does not answer is asked again: a takeover is over long before."""
@@ -111,7 +113,7 @@ class BlobStore:
         place = self._place()
         if ref.digest or not _is_here(place):
             return io.BytesIO(self.read(ref))
-        file = open(blob_path(place.folder, ref.name), "rb")  # noqa: SIM115
+        file = open_wide(blob_path(place.folder, ref.name), ref.size)
         try:
             _check_size(ref, os.fstat(file.fileno()).st_size)
         except BaseException:
@@ -131,7 +133,11 @@ class BlobStore:
         place = self._place()
         try:
             if _is_here(place):
-                os.unlink(blob_path(place.folder, ref.name))
+                path = blob_path(place.folder, ref.name)
+                if ref.size < WIDE_BYTES:
+                    os.unlink(path)
+                else:  # Giving much memory back takes milliseconds, for which nobody has to wait.
+                    threading.Thread(target=_unlink, args=(path,), name="nomadfn-unlink", daemon=True).start()
             else:
                 _ask(place, "DELETE", ref.name)
         except (OSError, ValueError):
@@ -197,6 +203,13 @@ def _in_memory(folder: str, name: str, pieces: Sequence[bytes | memoryview], siz
     except OSError:
         return None
     return BlobRef(name, "", size)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
 
 
 def _check_size(ref: BlobRef, size: int) -> None:
