@@ -162,7 +162,8 @@ class Loop:
             late = end_ns - first_ns >= FLUSH_NS or status >= REF
             if late or not queue or not put(delivery, status, payload, took_ns):
                 self._send_done()
-                self._glance()
+                if queue:  # Else `serve` reads next, without asking first.
+                    self._glance()
                 first_ns = start_ns = clock()
         self._taking = False
         self._send_done()
