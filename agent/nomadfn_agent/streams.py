@@ -35,7 +35,8 @@ FLUSH_S = 0.001
 QUIET_ROUNDS = 20
 """After so many FLUSH_S without a part the flusher sleeps until the next one."""
 FRAME_BYTES = MAX_FRAME_BYTES // 4
-"""Enough that a frame's own cost is small, and a small share of the window, so that a fast stream flows evenly."""
+"""Enough that a frame's own cost is small, and a small share of the window: a frame is taken when its last part is, and
+readers say only now and then what they have taken. The two together must leave room in the window."""
 FED_EVERY_BYTES = STREAM_WINDOW_BYTES // 4
 
 
@@ -94,14 +95,20 @@ class Stream:
     def flush(self) -> None:
         """Send what was put. Any thread may."""
         with self._flushing:
-            while count := min(len(self._given), MAX_INPUTS_PER_FRAME):
-                batch = [self._given.popleft() for _ in range(count)]
-                statuses, payloads, sizes = map(list, zip(*batch, strict=True))
-                self._sent_number += count
-                self._sent_bytes += sum(sizes)
+            while self._given:
+                statuses: list[int] = []
+                payloads: list[bytes] = []
+                size = 0
+                while self._given and size < FRAME_BYTES and len(payloads) < MAX_INPUTS_PER_FRAME:
+                    status, payload, counts = self._given.popleft()
+                    statuses.append(status)
+                    payloads.append(payload)
+                    size += counts
+                self._sent_number += len(payloads)
+                self._sent_bytes += size
                 self._sent_at = time.monotonic()
                 self._before_send()
-                self._outbox.give(Part(self.delivery, self._sent_number, statuses, payloads), sum(sizes))
+                self._outbox.give(Part(self.delivery, self._sent_number, statuses, payloads), size)
 
     def on_consumed(self, number: int) -> None:
         """The reader's side: everything up to `number` is taken."""

@@ -104,6 +104,34 @@ PROGRAM = """
     def plain(x):
         return x
 
+    @app.cls()
+    class Mixed:
+        @nomadfn.enter()
+        def load(self):
+            self.base = 100
+
+        @nomadfn.method()
+        def count(self, n, folder=""):
+            try:
+                for i in range(n):
+                    yield self.base + i
+            finally:
+                if folder:
+                    (Path(folder) / "closed").write_text("sync")
+
+        @nomadfn.method()
+        async def acount(self, n, folder=""):
+            try:
+                for i in range(n):
+                    yield self.base + i
+            finally:
+                if folder:
+                    (Path(folder) / "closed").write_text("async")
+
+        @nomadfn.method()
+        def plain(self, x):
+            return self.base + x
+
     @app.function(timeout=1, startup_timeout=60)
     def slow():
         yield 1
@@ -304,6 +332,30 @@ def test_a_generator_over_its_timeout_is_stopped(world: World) -> None:
         """,
     )
     assert "stopped" in world.nomadfn("run", file).ok().out
+
+
+def test_methods_of_a_class_may_be_generators_of_both_kinds_beside_others(world: World) -> None:
+    file = program(
+        world,
+        """
+        mixed = Mixed()
+        for method, kind in ((mixed.count, "sync"), (mixed.acount, "async")):
+            assert list(method.remote_gen(5_000)) == list(range(100, 5_100))
+            for value in method.remote_gen(10**9, str(here)):
+                break
+            while not (here / "closed").exists() or (here / "closed").read_text() != kind:
+                time.sleep(0.005)
+            assert mixed.plain.remote(1) == 101
+        for call in (lambda: mixed.count.remote(1), lambda: list(mixed.plain.remote_gen(1))):
+            try:
+                call()
+            except nomadfn.exception.InvalidError as error:
+                print(error)
+        """,
+    )
+    out = world.nomadfn("run", file).ok().out
+    assert "Mixed.count.remote_gen(...)" in out
+    assert "Mixed.plain.remote(...)" in out
 
 
 def test_every_verb_says_which_one_is_for_generators(world: World) -> None:
