@@ -138,7 +138,7 @@ def _with_grant(one: autoscaler.Sample, grant: placement.Grant) -> autoscaler.Sa
 
 def apply(state: State, now: float, function: Function, plan: autoscaler.Scale, limited_by: str) -> None:
     """Carry out one plan and remember it when it changed something."""
-    changed = plan.count != function.wanted or plan.direction != "same"
+    changed = plan.count != function.wanted or bool(plan.stop or plan.drain)
     function.wanted = plan.count
     function.blocked = limited_by or function.unplaced
     if plan.start and now < function.retry_start_at:
@@ -146,6 +146,7 @@ def apply(state: State, now: float, function: Function, plan: autoscaler.Scale, 
     elif plan.start and _waits_for_port(state, function):
         function.blocked = "its server's port is one of this machine's, so it has one container at a time"
     elif plan.start:
+        changed = True
         taken = [container.index for container in function.containers.values()]
         count = 1 if _owns_port(state, function) else plan.start
         for index in placement.next_indexes(taken, count):
