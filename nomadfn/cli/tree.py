@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from nomadfn.cli import apps, check, deploy, doctor, functions, inputs, render, run, secrets, serve, service
+from nomadfn.cli import apps, check, deploy, doctor, functions, inputs, render, run, secrets, serve, service, simulate
 
 cli = typer.Typer(
     name="nomadfn",
@@ -28,6 +28,7 @@ render.register(cli)
 service.register(cli)
 doctor.register(cli)
 check.register(cli)
+simulate.register(cli)
 cli.add_typer(apps.commands, name="app")
 cli.add_typer(functions.commands, name="function")
 cli.add_typer(inputs.commands, name="input")
