@@ -200,6 +200,9 @@ class Operations:
     async def forget_function(self, app_id: str, name: str) -> None:
         """What the registry has of a function that its app has no more."""
         await self.variants.forget(app_id, name)
+        app = self._state.apps.get(app_id)
+        if app is not None and name not in app.functions:
+            await self.overrides.forget(app, name)
 
     async def _blocking(self, call: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.to_thread(call, *args)

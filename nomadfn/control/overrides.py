@@ -48,6 +48,10 @@ class Overrides:
     async def drop(self, app: App, function: Function) -> None:
         await self._write(self._service.registry.delete, _key(app, function))
 
+    async def forget(self, app: App, name: str) -> None:
+        """The app has no function of that name any more."""
+        await self._write(self._service.registry.delete, _key_of(app, name))
+
     async def reverted(self, function: Function) -> None:
         """The time of some settings is over."""
         app = self._service.core.state.apps.get(function.app)
@@ -102,7 +106,11 @@ class Overrides:
 
 
 def _key(app: App, function: Function) -> str:
-    return f"{PREFIX}{app.name if app.deployed else app.id}/{function.spec.name}"
+    return _key_of(app, function.spec.name)
+
+
+def _key_of(app: App, name: str) -> str:
+    return f"{PREFIX}{app.name if app.deployed else app.id}/{name}"
 
 
 def entry_of(function: Function) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from cluster_world import ClusterWorld
@@ -65,9 +66,43 @@ GET = """
 """
 
 
+SCALE = """
+    import nomadfn
+
+    nomadfn.Cls.from_name("models", "Model")(size="a").update_autoscaler(min_containers=1)
+"""
+WITHOUT = """
+    import nomadfn
+
+    app = nomadfn.App("models")
+
+    @app.function()
+    def left():
+        pass
+"""
+
+
+def functions(world: ClusterWorld) -> Any:
+    return world.ask("GET", "/v1/functions")["functions"]
+
+
+def jobs(world: ClusterWorld) -> list[str]:
+    api = world.api()
+    try:
+        return [job["ID"] for job in api.jobs(f"{world.name}-fn-models-model")]
+    finally:
+        api.close()
+
+
 def test_each_variant_is_a_job_that_the_next_leader_takes_on(any_world: ClusterWorld) -> None:
     world = any_world
-    for name, source in (("models.py", MODELS), ("call.py", CALL), ("spawn.py", SPAWN), ("get.py", GET)):
+    for name, source in (
+        ("models.py", MODELS),
+        ("call.py", CALL),
+        ("spawn.py", SPAWN),
+        ("get.py", GET),
+        ("scale.py", SCALE),
+    ):
         world.write(name, source)
     log = world.folder / "log"
     log.write_text("")
@@ -86,12 +121,8 @@ def test_each_variant_is_a_job_that_the_next_leader_takes_on(any_world: ClusterW
         ["small", ["load"], 3],
     ]
     assert first[0][3] == first[2][3]
-    api = world.api()
-    try:
-        jobs = [job["ID"] for job in api.jobs(f"{world.name}-fn-")]
-    finally:
-        api.close()
-    assert len(jobs) == 3, "the class's own pool and two variants"
+    assert len(jobs(world)) == 3, "the class's own pool and two variants"
+    world.python("scale.py").ok()
 
     gate = world.folder / "gate"
     calls = world.python("spawn.py", gate, log).ok().out.split()
@@ -104,6 +135,12 @@ def test_each_variant_is_a_job_that_the_next_leader_takes_on(any_world: ClusterW
     assert waited == "spawned"
     assert other[:3] == ["spawned", ["load"], 7]
 
-    world.nomadfn("app", "stop", "models").ok()
+    [kept] = [one for one in functions(world) if one["arguments"] == {"size": "a"}]
+    assert kept["settings"]["min_containers"] == 1
+
+    world.write("models.py", WITHOUT)
+    world.deploy("models.py")
     eventually(lambda: len(log.read_text().splitlines()) >= 4, "what @exit methods have written")
     assert set(log.read_text().splitlines()) == {"exit a", "exit b", "exit small", "exit spawned"}
+    assert [one["name"] for one in functions(world)] == ["left"]
+    eventually(lambda: jobs(world) == [], "the jobs of what was removed have gone")
