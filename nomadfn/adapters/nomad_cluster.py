@@ -71,6 +71,8 @@ class NomadCluster:
         self._api = api
         self._settings = settings
         self._join_token = join_token
+        self.still_leads: Callable[[], bool] = lambda: True
+        """Asked, on a thread, before a count is lowered or a job removed."""
         self._listener: Callable[[ClusterEvent], None] = lambda event: None
         self._jobs: dict[str, Job] = {}
         self._places: dict[str, tuple[Job, Room]] = {}
@@ -382,7 +384,8 @@ class NomadCluster:
 
     def _add(self, job: Job) -> Keeper:
         self._jobs[job.id] = job
-        keeper = Keeper(job, self._api, self.ask, self._join_token, self._block, self._changed.set, self._gone)
+        leads, changed = lambda: self.still_leads(), self._changed.set
+        keeper = Keeper(job, self._api, self.ask, self._join_token, self._block, changed, self._gone, leads)
         self._keepers[job.id] = keeper
         return keeper
 

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from nomadfn.exception import Error, NotFoundError
+from nomadfn.exception import Error, NotFoundError, ServiceError
 
 from .nomad_api import NomadApi
 from .nomad_rooms import Job
@@ -21,7 +21,11 @@ Ask = Callable[..., Awaitable[Any]]
 
 
 class Keeper:
-    """`block(job, why)` hears of trouble, `scaled()` of new counts, `gone(job)` that the job is no more."""
+    """`block(job, why)` hears of trouble, `scaled()` of new counts, `gone(job)` that the job is no more.
+
+    What takes something away is done only while `still_leads()`, which may block, says so: Nomad fences nobody, and a
+    control service that was frozen beyond its lease would end containers that the next one has started.
+    """
 
     def __init__(
         self,
@@ -32,6 +36,7 @@ class Keeper:
         block: Callable[[Job, str], None],
         scaled: Callable[[], None],
         gone: Callable[[Job], None],
+        still_leads: Callable[[], bool],
     ) -> None:
         self._job = job
         self._api = api
@@ -40,6 +45,7 @@ class Keeper:
         self._block = block
         self._scaled = scaled
         self._gone = gone
+        self._still_leads = still_leads
         self._lock = asyncio.Lock()
         self.task = asyncio.get_running_loop().create_task(self._keep())
 
@@ -100,6 +106,7 @@ class Keeper:
         if not job.retired or not job.empty or job.allocs:
             return False
         if job.exists:
+            await self._check_lease()
             await self._ask(self._api.deregister, job.id)
             job.exists = job.current = False
             if self._join_token is not None:
@@ -116,6 +123,8 @@ class Keeper:
         count, target = job.counts[lane], job.targets(_now())[lane]
         if target == count:
             return
+        if target < count:
+            await self._check_lease()
         over = [alloc for alloc in job.allocs.values() if job.is_over(alloc.index, lane, target)]
         for alloc in over:
             alloc.doomed = True
@@ -127,6 +136,10 @@ class Keeper:
             raise
         job.counts[lane] = target
         self._scaled()
+
+    async def _check_lease(self) -> None:
+        if not await self._ask(self._still_leads):
+            raise ServiceError("another control service leads by now, and says how many containers there are")
 
     async def _register(self) -> None:
         job = self._job

@@ -268,6 +268,7 @@ class _Member:
     async def _open_cluster(self) -> tuple[NomadCluster, NomadApi, JobSettings, JoinTokens | _Identities]:
         nomad, job, identities = await in_thread(self._reach_nomad)
         cluster = NomadCluster(nomad, job, identities.token if isinstance(identities, JoinTokens) else None)
+        cluster.still_leads = self._lease.is_held
         await cluster.find()
         return cluster, nomad, job, identities
 

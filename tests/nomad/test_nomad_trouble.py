@@ -57,6 +57,29 @@ def test_while_a_deployment_runs_it_waits_says_so_and_goes_on(world: NomadWorld,
     run(scenario)
 
 
+def test_who_leads_no_more_takes_nothing_away(world: NomadWorld, run: Run) -> None:
+    """A control service that was frozen beyond its lease goes on where it stood until it hears of that."""
+
+    async def scenario(scene: Scene) -> None:
+        scene.cluster.start(world.placement("ct-1"))
+        await scene.until(ContainerStarted, "ct-1")
+        [job] = scene.cluster.jobs()
+        asked: list[bool] = []
+
+        def still_leads() -> bool:
+            asked.append(len(asked) >= 3)
+            return asked[-1]
+
+        scene.cluster.still_leads = still_leads
+        scene.cluster.stop("ct-1", 0.0)
+        await scene.until_true(lambda: len(asked) == 3)
+        assert sum((world.api.counts(job.id) or {}).values()) == 1
+        await scene.until_true(lambda: sum((world.api.counts(job.id) or {}).values()) == 0)
+        assert asked == [False] * 3 + [True]
+
+    run(scenario)
+
+
 def test_the_reason_of_a_decision_stands_in_the_scaling(world: NomadWorld, run: Run) -> None:
     async def scenario(scene: Scene) -> None:
         scene.cluster.note("ap-1/embed", "backlog 4,200 / target 1")
