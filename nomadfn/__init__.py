@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nomadfn.sdk.options import Retries
     from nomadfn.sdk.parameters import parameter
     from nomadfn.sdk.partial import batched, concurrent, enter, exit, method
+    from nomadfn.sdk.queues import Queue
     from nomadfn.sdk.schedule import Cron, Period
     from nomadfn.sdk.secret import Secret
     from nomadfn.sdk.web import asgi_app, fastapi_endpoint, web_endpoint, web_server, wsgi_app
@@ -39,6 +40,7 @@ __all__ = [
     "Image",
     "LocalEntrypoint",
     "Period",
+    "Queue",
     "Retries",
     "Secret",
     "asgi_app",
@@ -70,6 +72,7 @@ _HOMES = {
     "Image": "nomadfn.sdk.image",
     "LocalEntrypoint": "nomadfn.sdk.app",
     "Period": "nomadfn.sdk.schedule",
+    "Queue": "nomadfn.sdk.queues",
     "Retries": "nomadfn.sdk.options",
     "Secret": "nomadfn.sdk.secret",
     "asgi_app": "nomadfn.sdk.web",

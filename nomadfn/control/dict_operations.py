@@ -69,7 +69,7 @@ class DictOperations:
 
     async def _list(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         named = [one for one in self._state.dicts.values() if one.name]
-        return {"dicts": [_described(one) for one in sorted(named, key=lambda one: one.created, reverse=True)]}
+        return {"found": [_described(one) for one in sorted(named, key=lambda one: one.created, reverse=True)]}
 
     async def _drop(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         dicts.drop(self._state, self._find(body))
@@ -128,4 +128,4 @@ def _columns(entries: list[Entry | None]) -> dict[str, Any]:
 
 
 def _described(found: SharedDict) -> dict[str, Any]:
-    return {"dict": found.id, "name": found.name, "created": found.created}
+    return {"id": found.id, "name": found.name, "created": found.created}

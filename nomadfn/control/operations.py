@@ -23,6 +23,7 @@ from nomadfn.control.history import History
 from nomadfn.control.input_operations import InputOperations
 from nomadfn.control.live_settings import LiveSettings
 from nomadfn.control.overrides import PREFIX, Overrides, entry_of
+from nomadfn.control.queue_operations import QueueOperations
 from nomadfn.control.schedules import schedule_of
 from nomadfn.control.tokens import Identity
 from nomadfn.control.variants import Variants
@@ -73,6 +74,7 @@ class Operations:
         InputOperations(service, self)
         LiveSettings(service, self)
         DictOperations(service, self)
+        QueueOperations(service, self)
 
     def add(self, name: str, operation: Operation) -> None:
         """An operation that only one of the worlds has."""

@@ -28,7 +28,7 @@ class Identity(msgspec.Struct, frozen=True):
     def require_owner(self) -> None:
         if self.container:
             raise PermissionDeniedError(
-                "a container may call and scale functions of its own app and use Dicts, and nothing else"
+                "a container may call and scale functions of its own app and use Dicts and Queues, and nothing else"
             )
 
     def require_app(self, app: str) -> None:

@@ -6,7 +6,7 @@ import msgspec
 from nomadfn_agent import wire
 
 from ..exception import InvalidError, NotFoundError
-from . import calls, dicts, pool, scaling, streams, variants
+from . import calls, dicts, pool, scaling, shared_queues, streams, variants
 from .effects import AppGone, FunctionGone
 from .model import STOPPING, App, Function, Session
 from .state import State, drop_blob
@@ -60,6 +60,7 @@ def end_session(state: State, now: float, session: Session) -> None:
             calls.cancel(state, now, call)
     streams.drop_session(state, session)
     dicts.drop_session(state, session.id)
+    shared_queues.drop_session(state, session.id)
     for batch in [*session.unacknowledged, *session.unsent.values()]:
         for index in batch.indexes:
             if (one := batch.call.drop(index)) is not None:

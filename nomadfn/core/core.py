@@ -32,6 +32,7 @@ from . import (
     records,
     scaling,
     schedules,
+    shared_queues,
     streams,
     takeover,
     variants,
@@ -347,6 +348,7 @@ class Core:
             self._next_forgetting = now + FORGET_EVERY_S
             apps.forget_variants(state, now)
             dicts.expire(state, now)
+            shared_queues.expire(state, now)
         return min(TICK_S, max(TICK_LEAST_S, state.wake_at - now))
 
     def _keep_appointments(self, now: float, wall: float) -> None:
@@ -422,6 +424,7 @@ class Core:
             if call.durable:
                 yield from records.records_of(call)
         yield from schedules.records_of(self.state)
+        yield from shared_queues.records_of(self.state)
         yield from dicts.records_of(self.state)
 
     def live_blobs(self) -> set[str]:
@@ -437,6 +440,7 @@ class Core:
         for stream in self.state.streams.values():
             names.update(map(blob_name, streams.references(stream)))
         names.update(map(blob_name, dicts.blobs(self.state)))
+        names.update(map(blob_name, shared_queues.blobs(self.state)))
         return names
 
     def check_invariants(self) -> None:

@@ -15,11 +15,9 @@ from nomadfn_agent.wire import outcome
 
 from ..exception import AlreadyExistsError, InvalidError, NotFoundError, ResourceExhaustedError
 from . import records
-from .shared import MADE, TAKEN, Entry, SharedDict
+from .shared import ENTRY_BYTES, MADE, TAKEN, WROTE, Entry, SharedDict
 from .state import State, withhold_drop
 
-ENTRY_BYTES = 128
-"""What an entry takes beside its key and value."""
 EXPIRE_S = 8 * 86_400.0
 """An entry that was not read or written for 7 days is dropped; reads are noted once in `TOUCH_S`."""
 TOUCH_S = 86_400.0
@@ -168,11 +166,16 @@ def expire(state: State, now: float) -> None:
 
 def _admit(state: State, found: SharedDict, new: dict[bytes, tuple[bytes, int]]) -> None:
     """Raises ResourceExhaustedError where there is no room for these entries."""
-    limits, old = state.limits, [found.entries[key] for key in new if key in found.entries]
+    old = [found.entries[key] for key in new if key in found.entries]
     grown = sum(ENTRY_BYTES + len(key) + len(value) for key, (value, _) in new.items())
     grown -= sum(ENTRY_BYTES + len(key) + len(found.entries[key].value) for key in new if key in found.entries)
-    blobs = sum(_blob_bytes(value, codec) for value, codec in new.values())
-    blobs -= sum(_blob_bytes(one.value, one.codec) for one in old)
+    blobs = sum(blob_bytes(value, codec) for value, codec in new.values())
+    admit_bytes(state, grown, blobs - sum(blob_bytes(one.value, one.codec) for one in old))
+
+
+def admit_bytes(state: State, grown: int, blobs: int) -> None:
+    """Raises ResourceExhaustedError where so many bytes more, and so many in the blob store, are too many."""
+    limits = state.limits
     room = limits.dict_bytes
     if limits.spawn_bytes is not None:
         room = min(room, state.dict_bytes + limits.spawn_bytes // 2 - state.live_bytes)
@@ -184,8 +187,8 @@ def _admit(state: State, found: SharedDict, new: dict[bytes, tuple[bytes, int]])
 
 def _full(limit: str, value: int, maximum: int, what: str) -> ResourceExhaustedError:
     return ResourceExhaustedError(
-        f"all Dicts together hold {value:,} bytes of {what}, and the limit is {maximum:,}; remove entries, keep large "
-        f"things in files, or raise the setting limits.{limit}",
+        f"all Dicts and Queues together hold {value:,} bytes of {what}, and the limit is {maximum:,}; remove entries, "
+        f"keep large things in files, or raise the setting limits.{limit}",
         limit=limit,
         value=value,
         maximum=maximum,
@@ -193,7 +196,7 @@ def _full(limit: str, value: int, maximum: int, what: str) -> ResourceExhaustedE
     )
 
 
-def _blob_bytes(value: bytes, codec: int) -> int:
+def blob_bytes(value: bytes, codec: int) -> int:
     if not codec & wire.REF:
         return 0
     try:
@@ -219,7 +222,7 @@ def apply(state: State, record: records.DictRecord) -> None:
         case records.DictDropped():
             apply_dropped(state, record)
         case records.DictAnswered():
-            answer = (record.value, record.codec) if record.codec >= 0 else MADE
+            answer = MADE if record.codec == WROTE else (record.value, record.codec)
             state.answers.add(record.token, record.at, answer)
 
 
@@ -280,7 +283,7 @@ def _count(state: State, key: bytes, entry: Entry, sign: int) -> None:
     size = sign * (ENTRY_BYTES + len(key) + len(entry.value))
     state.dict_bytes += size
     state.live_bytes += size
-    state.dict_blob_bytes += sign * _blob_bytes(entry.value, entry.codec)
+    state.dict_blob_bytes += sign * blob_bytes(entry.value, entry.codec)
 
 
 def records_of(state: State) -> Iterator[records.DictRecord]:
@@ -294,7 +297,7 @@ def records_of(state: State) -> Iterator[records.DictRecord]:
             yield records.DictPut(found.id, keys, values, codecs, 0.0, ats=[one.at for one in entries])
             after = keys[-1]
     for token, (at, answer) in list(state.answers.kept.items()):
-        value, codec = answer if isinstance(answer, tuple) else (b"", -1)
+        value, codec = answer if isinstance(answer, tuple) else (b"", WROTE)
         yield records.DictAnswered(token, at, value, codec)
 
 

@@ -110,7 +110,7 @@ class DictDropped(msgspec.Struct, array_like=True, tag=24, gc=False):
 
 
 class DictAnswered(msgspec.Struct, array_like=True, tag=25, gc=False):
-    """In a snapshot: what a recent change gave. `codec` is -1 for one that wrote."""
+    """In a snapshot: what a recent change gave. `codec` is that of the value, or one of `shared`."""
 
     token: str
     at: float
@@ -118,8 +118,45 @@ class DictAnswered(msgspec.Struct, array_like=True, tag=25, gc=False):
     codec: int
 
 
+class QueueMade(msgspec.Struct, array_like=True, tag=30, gc=False):
+    """As `DictMade`."""
+
+    queue: str
+    name: str
+    session: str
+    at: float
+
+
+class QueuePut(msgspec.Struct, array_like=True, tag=31, gc=False):
+    """Values came into a partition, which ends `ttl_s` after that unless more come."""
+
+    queue: str
+    partition: bytes
+    numbers: list[int]
+    values: list[bytes]
+    codecs: list[int]
+    ttl_s: float
+    at: float
+    token: str = ""
+
+
+class QueueTaken(msgspec.Struct, array_like=True, tag=32, gc=False):
+    """The values of a partition up to the one with the number `upto` are gone."""
+
+    queue: str
+    partition: bytes
+    upto: int
+    at: float
+    token: str = ""
+
+
+class QueueDropped(msgspec.Struct, array_like=True, tag=33, gc=False):
+    queue: str
+
+
+QueueRecord = QueueMade | QueuePut | QueueTaken | QueueDropped
 DictRecord = DictMade | DictPut | DictTouched | DictRemoved | DictDropped | DictAnswered
-Record = Submitted | Closed | Cancelled | Finished | Forgotten | Fired | DictRecord
+Record = Submitted | Closed | Cancelled | Finished | Forgotten | Fired | DictRecord | QueueRecord
 
 encode_segment = msgspec.msgpack.Encoder().encode
 decode_segment = msgspec.msgpack.Decoder(list[Record]).decode
@@ -129,8 +166,8 @@ _SNAPSHOT_INPUTS = 256
 
 def size_of(record: Record) -> int:
     """About how many bytes a record takes: its payloads."""
-    if isinstance(record, DictPut):
-        return sum(map(len, record.values)) + sum(map(len, record.keys)) + 64
+    if isinstance(record, DictPut | QueuePut):
+        return sum(map(len, record.values)) + 128 * len(record.values) + 64
     return sum(map(len, record.payloads)) if isinstance(record, Submitted | Finished) else 64
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from nomadfn_agent import wire
 
-from . import apps, batching, calls, dicts, records, schedules
+from . import apps, batching, calls, dicts, records, schedules, shared_queues
 from .model import COMMITTING, Call, Function
 from .state import Commit, State, finish, is_live
 
@@ -58,6 +58,8 @@ class Replay:
                 self._apply_forgotten(record)
             case records.Fired():
                 schedules.apply_fired(state, record)
+            case records.QueueMade() | records.QueuePut() | records.QueueTaken() | records.QueueDropped():
+                shared_queues.apply(state, record)
             case _:
                 dicts.apply(state, record)
 
@@ -132,7 +134,8 @@ class Replay:
         for function in state.functions.values():
             batching.forget_arrivals(function)  # They waited by another clock, and long enough.
         schedules.end_replay(state)
-        for session in {one.session for one in state.dicts.values() if one.session}:
+        owners = {one.session for one in state.dicts.values()} | {one.session for one in state.queues.values()}
+        for session in owners - {""}:
             apps.expect_session(state, now, session)
         self._sort_expiring(now)
         self._open.clear()

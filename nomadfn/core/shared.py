@@ -1,8 +1,11 @@
-"""What a `Dict` is made of, and the answers to its last changes; what happens to them is in `dicts`."""
+"""What a `Dict` and a `Queue` are made of, and the answers to the last changes.
+
+What happens to them is in `dicts` and `shared_queues`.
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 
 import msgspec
 
@@ -12,6 +15,11 @@ ANSWERS_MAX = 4096
 ANSWERS_BYTES = 16 * 1024 * 1024
 MADE, TAKEN = True, False
 """The answers of a put: whether an entry was written, or was there already."""
+
+WROTE, LIST = -1, -2
+"""In place of a codec: the answer is that of a put; several values with their codecs, in msgpack."""
+ENTRY_BYTES = 128
+"""What an entry takes beside its key and value."""
 
 Answer = bool | tuple[bytes, int]
 """Of a put, or the value that was removed, with its codec."""
@@ -42,6 +50,45 @@ class SharedDict:
 
     def __str__(self) -> str:
         return f"Dict {self.name!r}" if self.name else f"Dict {self.id}"
+
+
+class Value(msgspec.Struct, gc=False):
+    """One in a queue."""
+
+    number: int
+    value: bytes
+    codec: int
+
+
+class Partition:
+    """A line of its own in a `Queue`; it is there while it is not empty."""
+
+    __slots__ = ("ends_at", "ttl_s", "values")
+
+    def __init__(self) -> None:
+        self.values: deque[Value] = deque()
+        self.ttl_s = 0.0
+        self.ends_at = 0.0
+
+
+class SharedQueue:
+    """One Queue. `name` is empty for one that ends with its `session`."""
+
+    __slots__ = ("created", "id", "name", "next", "number", "partitions", "session")
+
+    def __init__(self, id: str, name: str, session: str, created: float) -> None:
+        self.id = id
+        self.name = name
+        self.session = session
+        self.created = created
+        self.partitions: dict[bytes, Partition] = {}
+        self.next = 0
+        """The number of the next value."""
+        self.number = 0
+        """As of a `SharedDict`."""
+
+    def __str__(self) -> str:
+        return f"Queue {self.name!r}" if self.name else f"Queue {self.id}"
 
 
 class Answers:

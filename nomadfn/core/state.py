@@ -33,7 +33,7 @@ from .model import (
     Stream,
 )
 from .records import Finished, Fired, Record
-from .shared import Answers, SharedDict
+from .shared import Answers, SharedDict, SharedQueue
 from .tally import recount, tally
 from .totals import Totals
 
@@ -133,6 +133,9 @@ class State(msgspec.Struct):
     dict_blob_bytes: int = 0
     dicts_expire_at: float = 0.0
     """When old entries are looked for next."""
+    queues: dict[str, SharedQueue] = msgspec.field(default_factory=dict)
+    """By id, see `shared_queues`."""
+    queue_names: dict[str, str] = msgspec.field(default_factory=dict)
     answers: Answers = msgspec.field(default_factory=Answers)
     fired: dict[str, Fired] = msgspec.field(default_factory=dict)
     """Up to when everything that was due is done."""

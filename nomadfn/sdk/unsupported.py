@@ -14,7 +14,6 @@ INSTEAD = {
     "CloudBucketMount": _FOLDER,
     "Mount": "the program's source and the modules beside it always travel; leave it out",
     "FilePatternMatcher": "the program's source and the modules beside it always travel; leave it out",
-    "Queue": "use a message queue of your own, or .spawn",
     "Sandbox": "use a function, or a container of your own",
     "SandboxSnapshot": "use a function, or a container of your own",
     "Stub": "use nomadfn.App",

@@ -144,7 +144,7 @@ def test_several_entries_are_written_all_or_none() -> None:
     leaders = Leaders(Limits(dict_bytes=1000))
     kv, now = leaders.kv, leaders.now
     dicts.put(leaders.state, now, kv, [b"a", b"b"], [b"1", b"2"], [0, 0])
-    with pytest.raises(ResourceExhaustedError, match=r"all Dicts together hold 260 bytes .* limits.dict_bytes"):
+    with pytest.raises(ResourceExhaustedError, match=r"Queues together hold 260 bytes .* limits.dict_bytes"):
         dicts.put(leaders.state, now, kv, [b"c", b"d"], [b"3", bytes(1000)], [0, 0])
     with pytest.raises(InvalidError, match="as many keys as values"):
         dicts.put(leaders.state, now, kv, [b"c", b"d"], [b"3"], [0])

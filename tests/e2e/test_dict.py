@@ -129,6 +129,6 @@ def test_what_a_dict_cannot_take_is_said_with_the_limit(world: World) -> None:
     key, value, full, count = world.python("full.py").ok().out.splitlines()
     assert "a key of Dict 'full' has more than 16,384 bytes" in key
     assert "SerializationError: the value of 'fn', of type generator, cannot be put into a Dict" in value
-    assert full.startswith("ResourceExhaustedError: all Dicts together hold 1,00")
+    assert full.startswith("ResourceExhaustedError: all Dicts and Queues together hold 1,00")
     assert full.endswith("or raise the setting limits.dict_bytes")
     assert count == "10"
