@@ -101,7 +101,7 @@ class Client:
         if self._welcome is None:
             with self._lock:
                 if self._welcome is None:
-                    link, welcome, rest = self._open()
+                    link, welcome, rest = self._open_first()
                     self._link = link
                     self._reader = threading.Thread(
                         target=self._read, args=(link, rest), name="nomadfn-reader", daemon=True
@@ -298,6 +298,18 @@ class Client:
 
     # Connecting.
 
+    def _open_first(self) -> tuple[Link, wire.Welcome, list[bytes]]:
+        deadline, pause_s = time.monotonic() + RECONNECT_S, 0.02
+        while True:
+            try:
+                return self._open()
+            except (ServiceError, AuthError, LinkClosed):
+                if not self.handle.moves or time.monotonic() >= deadline:
+                    raise
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+            self.handle.refresh(patiently=True)
+
     def _open(self) -> tuple[Link, wire.Welcome, list[bytes]]:
         """A link that has said hello, the welcome, and what came right behind it."""
         handle = self.handle
@@ -351,7 +363,8 @@ class Client:
                 return self._resume()
             except AuthError as refused:
                 error = refused
-                break
+                if not self.handle.moves:
+                    break
             except (ServiceError, LinkClosed) as failed:
                 error = failed
             tried = True

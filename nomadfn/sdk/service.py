@@ -44,6 +44,12 @@ class ServiceHandle:
     """Where the leader of a cluster is now; given the data address of one that was lost, waits a moment for another."""
     _finalizer: Any = field(default=None, repr=False)
 
+    @property
+    def moves(self) -> bool:
+        """In a container of a cluster: the address that it started with may be that of an earlier leader, and the next
+        one learns of the container's token only when the cluster tells it of the container."""
+        return self.locate is not None and in_container()
+
     def close(self) -> None:
         """End a private service and remove its folder; does nothing to one that stays. More than once is no error."""
         if self._finalizer is not None:

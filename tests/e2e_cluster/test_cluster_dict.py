@@ -54,11 +54,30 @@ def test_the_next_leader_has_it_and_nothing_happens_twice(any_world: ClusterWorl
     for _ in range(2):
         leading, before = world.leading(), world.led()
         leading.process.kill()
-        world.start_control()
         eventually(lambda before=before: (one := world.leader()) is not None and one != before, "another")  # type: ignore[misc]
+        follower = world.start_control()
+        eventually(lambda follower=follower: "standing by" in follower.out, follower)  # type: ignore[misc]
     assert world.nomadfn(*call, "2", timeout_s=120).ok().json == [False, None]
     read = "import nomadfn; d = nomadfn.Dict.from_name('shared'); d['enough'] = 1; print(len(d['large']), d['first'])"
     assert world.python("-c", read).ok().out == "500000 1\n"
     count, left = writer.wait(60).ok().out.splitlines()[-1].split()
     print(f"{count} locks were taken and given back")
     assert left == "3", "large, first and enough"
+
+
+def test_a_container_that_asks_for_the_first_time_after_a_takeover_finds_the_next_leader(
+    any_world: ClusterWorld,
+) -> None:
+    world = any_world
+    world.start_control()
+    world.led()
+    world.start_control()
+    eventually(lambda: "standing by" in world.controls[1].out, world.controls[1])
+    world.write("shared.py", PROGRAM.replace("(n):\n", "(n):\n        if n == 0:\n            return 0\n"))
+    world.nomadfn("deploy", "shared.py", timeout_s=120).ok()
+    call = ("function", "call", "shared", "take")
+    assert world.nomadfn(*call, "0", timeout_s=120).ok().json == 0
+    leading, before = world.leading(), world.led()
+    leading.process.kill()
+    eventually(lambda: (one := world.leader()) is not None and one != before, "another")
+    assert world.nomadfn(*call, "1", timeout_s=120).ok().json == [True, None]

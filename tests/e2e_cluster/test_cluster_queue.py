@@ -48,8 +48,9 @@ def test_each_value_goes_out_once_and_in_its_turn_whoever_leads(any_world: Clust
     for _ in range(3):
         leading, before = world.leading(), world.led()
         leading.process.kill()
-        world.start_control()
         eventually(lambda before=before: (one := world.leader()) is not None and one != before, "another")  # type: ignore[misc]
+        follower = world.start_control()
+        eventually(lambda follower=follower: "standing by" in follower.out, follower)  # type: ignore[misc]
     world.python("-c", "import nomadfn; nomadfn.Dict.from_name('stop')['now'] = 1", timeout_s=60).ok()
     put, got = producer.wait(60).ok().out.split()[-1], consumer.wait(60).ok().out.split()[-1]
     print(f"{got} values")
