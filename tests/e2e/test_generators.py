@@ -185,6 +185,38 @@ def test_a_value_is_here_before_the_next_one_is_made(world: World) -> None:
     assert "all" in world.nomadfn("run", file).ok().out
 
 
+def test_a_connection_that_breaks_again_and_again_loses_no_value(world: World) -> None:
+    file = program(
+        world,
+        """
+        import socket
+        from nomadfn.sdk.client import default_client
+
+        cuts = 0
+        def cut():
+            nonlocal cuts
+            link = default_client()._link
+            if link is not None:
+                cuts += 1
+                link._socket.shutdown(socket.SHUT_RDWR)
+
+        for function in (count, acount):
+            for number, value in enumerate(function.remote_gen(60_000)):
+                assert value == number
+                if number % 5_000 == 4_000:
+                    cut()
+            assert number == 59_999
+        for number, value in enumerate(large.remote_gen(60, 100_000)):
+            assert value[0] == number
+            if number % 10 == 5:
+                cut()
+        assert number == 59 and cuts >= 20, cuts
+        print("all")
+        """,
+    )
+    assert "all" in world.nomadfn("run", file).ok().out
+
+
 def test_leaving_the_loop_closes_the_generator_where_it_runs(world: World) -> None:
     file = program(
         world,
