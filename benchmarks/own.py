@@ -38,6 +38,7 @@ def measure(report: Report, pending: int, rounds: int, say: Callable[[str], None
         "cold starts": lambda: cold_starts(report),
         "commands": lambda: commands(report, rounds * 3),
         "mixed maps": lambda: mixed(report, rounds),
+        "sleeps with nothing between": lambda: bare_sleeps(report, rounds),
         f"{pending:,} pending": lambda: pending_spawns(report, pending),
     }
     for name, part in parts.items():
@@ -60,6 +61,13 @@ def mixed(report: Report, rounds: int) -> None:
         for contender, values in figures[body].items():
             for value in values:
                 report.add(measure_name, contender, value)
+
+
+def bare_sleeps(report: Report, rounds: int) -> None:
+    """What stands beside those of the contenders: sleeps overrun by themselves."""
+    for measure_name, values in programs.run("bare", rounds, timeout_s=120).items():
+        for value in values:
+            report.add(measure_name, "sleeps with nothing between", value)
 
 
 def commands(report: Report, rounds: int) -> None:

@@ -41,9 +41,16 @@ from nomadfn.core.state import blob_name
 from nomadfn.exception import Error
 
 TICK_RETRY_S = 0.25
+CLOSE_S = 0.0005
+"""A tick that comes so soon is not moved."""
 RECOVER_S = 20.0
 """How long a new leader waits for the containers of the one before: longer than the cluster keeps one that is away."""
 RECOVER_POLL_S = 0.01
+
+
+def _in_whole_ms(delay_s: float) -> float:
+    """uvloop rounds delays to milliseconds: a timer that goes off too early would be set anew again and again."""
+    return max(1, math.ceil(delay_s * 1000)) / 1000
 
 
 class Service:
@@ -213,16 +220,18 @@ class Service:
             self.on_fatal(error)
         self._settle()
         if not self.closing:
-            self._next_tick = self.loop.time() + delay_s
+            self._next_tick = self.loop.time() + _in_whole_ms(delay_s)
             self._ticker = self.loop.call_at(self._next_tick, self._tick)
             self._tick_sooner()
 
     def _tick_sooner(self) -> None:
         """A batch may be due before the next tick."""
-        wake_s = self.core.wake_at - self.now()
-        if self._ticker is not None and self.loop.time() + wake_s < self._next_tick:
+        if self._ticker is None or self.core.wake_at == math.inf:
+            return
+        at = self.loop.time() + _in_whole_ms(self.core.wake_at - self.now())
+        if at < self._next_tick - CLOSE_S:
             self._ticker.cancel()
-            self._next_tick = self.loop.time() + max(0.0, wake_s)
+            self._next_tick = at
             self._ticker = self.loop.call_at(self._next_tick, self._tick)
 
     def _on_durable(self, number: int) -> None:
