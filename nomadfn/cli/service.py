@@ -158,6 +158,7 @@ def status(as_json: bool = typer.Option(False, "--json", help="Print all of it a
     print(f"{content['http_url']}  nomadfn {content['version']}, pid {content['pid']}", end=", ")
     print(f"up for {output.duration(content['uptime_s'])}")
     print(f"data        {content['data_dir']} (journal {content['journal_bytes'] / 1e6:,.1f} MB)")
+    print(f"web         {content['web_url'] or 'not served'}")
     print(f"containers  {content['containers']:,}; the most is {content['capacity_reason']}")
     print(f"apps        {content['apps']}, with {output.plural(content['functions'], 'function')}")
     print(f"inputs      {content['pending']:,} pending, {content['running']:,} running")

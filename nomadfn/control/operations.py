@@ -414,6 +414,7 @@ class Operations:
         return {
             "version": __version__,
             "pid": os.getpid(),
+            "web_url": self._service.web.base_url,
             "target": address.target,
             "uptime_s": self._service.now() - address.started_at,
             "epoch": self._state.epoch,
