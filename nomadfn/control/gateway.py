@@ -11,17 +11,19 @@ import asyncio
 import math
 import traceback
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nomadfn_agent import wire
 from nomadfn_agent.wire import web
 
+from nomadfn.control import web_parameters
 from nomadfn.control.quick_visits import QuickVisit
 from nomadfn.control.visits import Gone, Visit, close_websocket
 from nomadfn.control.web_front import Application, answer, refuse
 from nomadfn.control.web_routes import Headers, Route, Routes
 from nomadfn.core.model import Function
-from nomadfn.exception import AuthError, PermissionDeniedError
+from nomadfn.exception import AuthError, Error, PermissionDeniedError
 
 if TYPE_CHECKING:
     from nomadfn.control.service import Service
@@ -68,6 +70,12 @@ class Gateway:
             await refuse(scope, receive, send, *refusal)
             return
         assert route is not None
+        if route.function.spec.parameters and not route.function.spec.variant_of:
+            try:
+                route = await self._of_query(route, scope["query_string"])
+            except Error as error:
+                await refuse(scope, receive, send, 400, str(error), [])
+                return
         request = self._request(route, raw_path, scope)
         self._open += 1
         try:
@@ -90,6 +98,8 @@ class Gateway:
         raw_path: bytes = scope["raw_path"]
         route = self.routes.find(raw_path, headers)
         if route is None or route.web.requires_proxy_auth or len(body) > self._max_body_bytes:
+            return False
+        if route.function.spec.parameters:
             return False
         if route.bucket.take(self._service.now()):
             return False
@@ -178,6 +188,12 @@ class Gateway:
         except (AuthError, PermissionDeniedError):
             return "this function wants a token in the header Nomadfn-Key"
         return ""
+
+    async def _of_query(self, route: Route, query: bytes) -> Route:
+        """The instance of a class that the query asks for. Raises one of nomadfn's errors."""
+        given = web_parameters.given(route.function.spec, query)
+        function = await self._service.operations.variants.resolve(route.function, given)
+        return replace(route, function=function)
 
     async def _http(self, route: Route, request: web.Request, scope: Message, receive: Receive, send: Send) -> None:
         length = _content_length(request.headers)

@@ -324,8 +324,7 @@ class Operations:
     async def _web_url(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         function = self._core.function(str(body["function_id"]))
         identity.require_app(function.app)
-        base = self._state.apps[function.app].functions.get(function.spec.variant_of, function)
-        return {"url": self._service.web.url(base, str(body.get("method", "")))}
+        return {"url": self._service.web.url(function, str(body.get("method", "")))}
 
     async def _stats(self, body: dict[str, Any], identity: Identity, session: str) -> Any:
         function = self._core.function(str(body["function_id"]))

@@ -12,7 +12,7 @@ from nomadfn_agent import wire
 from nomadfn_agent.wire import outcome, web
 
 from nomadfn.core.model import DRAINING, Function
-from nomadfn.exception import NotFoundError, ResourceExhaustedError
+from nomadfn.exception import InvalidError, NotFoundError, ResourceExhaustedError
 
 if TYPE_CHECKING:
     from nomadfn.control.service import Service
@@ -210,6 +210,8 @@ def end_of(ended: Outcome | None, name: str, app: str) -> tuple[int, str, list[t
         return 429, str(ended), retry
     if isinstance(ended, NotFoundError):
         return 503, "this function is not running any more", []
+    if isinstance(ended, InvalidError):
+        return 400, str(ended), []
     if ended is None or isinstance(ended, Exception):
         return 503, "this request was refused", []
     status, payload = ended

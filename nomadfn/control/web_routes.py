@@ -16,6 +16,7 @@ from nomadfn_agent import wire
 from nomadfn.core.limits import Bucket
 from nomadfn.core.model import App, Function
 from nomadfn.core.state import State
+from nomadfn.core.variants import is_open
 
 LOCAL_DOMAIN = "localhost"
 """Browsers and curl look for every name in it on this machine."""
@@ -77,7 +78,7 @@ class Routes:
             return ""
         if self._version != self._state.apps_version:
             self._rebuild()
-        name, label = self._names.get(app.id, app.id), web.label or full_name(function.spec, method)
+        name, label = self._names.get(app.id, app.id), label_of(function.spec, method, web)
         if NAME not in self.base_url:
             return f"{self.base_url}/{name}/{label}"
         host = host_name(name, label)
@@ -90,7 +91,7 @@ class Routes:
         return {
             full_name(one.spec, method): self.url(one, method)
             for one in app.functions.values()
-            for method, _ in ([] if one.spec.variant_of else one.spec.webs)
+            for method, _ in ([] if one.spec.variant_of or is_open(one.spec) else one.spec.webs)
         }
 
     def _rebuild(self) -> None:
@@ -103,8 +104,7 @@ class Routes:
         for app in sorted(apps, key=lambda one: (one.deployed, one.started), reverse=True):
             name = app.name if app.deployed else f"{app.name}-dev"
             for function in app.functions.values():
-                # A variant has its calls from programs; the address is that of what it is a variant of.
-                if function.spec.is_web and not function.spec.variant_of:
+                if function.spec.is_web:
                     bucket = self._buckets.get(function.id) or self._make_bucket()
                     kept[function.id] = bucket
                     for shown in (name, app.id):
@@ -120,7 +120,7 @@ class Routes:
         """Make the function known under the app's name `shown`; False where another app has that."""
         added = False
         for method, web in function.spec.webs:
-            label = web.label or full_name(function.spec, method)
+            label = label_of(function.spec, method, web)
             path = f"{shown}/{label}".encode()
             if path in self._paths:
                 continue
@@ -135,6 +135,13 @@ class Routes:
 def full_name(spec: wire.FunctionSpec, method: str) -> str:
     """`f` for a function, `C.f` for a method of a class."""
     return f"{spec.program_name}.{method}" if method else spec.program_name
+
+
+def label_of(spec: wire.FunctionSpec, method: str, web: wire.WebSpec) -> str:
+    """What stands for it in addresses. A variant has its own name there, such as `C@3fa29c1d07.f`."""
+    if not spec.variant_of:
+        return web.label or full_name(spec, method)
+    return f"{spec.name}.{method}" if method else spec.name
 
 
 def host_name(app: str, label: str) -> str:

@@ -126,6 +126,7 @@ def put_variant(state: State, now: float, app: App, variation: wire.Variation) -
         _put_function(state, app, spec, same_code=True)
         function = app.functions[spec.name]
         function.variation = variation
+        state.apps_version += spec.is_web  # It has an address of its own.
     function.used_at = now
     return function, known
 
@@ -170,6 +171,7 @@ def _put_function(state: State, app: App, spec: wire.FunctionSpec, *, same_code:
 
 def _remove_function(state: State, now: float, app: App, function: Function, why: str) -> None:
     del app.functions[function.spec.name]
+    state.apps_version += function.spec.is_web
     _cancel_calls(state, now, {function.id}, why)
     for container in list(function.containers.values()):
         pool.stop(state, container, why)

@@ -353,6 +353,10 @@ class BoundMethod(Function[Any, Any]):
         return await web.ask_url(target.client, target.function_id, self._method)
 
     @property
+    def _is_variant(self) -> bool:
+        return bool(self._obj._arguments or self._obj._cls._changes)
+
+    @property
     def answers_http(self) -> bool:
         """Whether it answers HTTP, as far as its class is known here."""
         found = self.spec.method(self._method) if self.spec is not None else None

@@ -307,6 +307,10 @@ class Variant(Function[P, R]):
     def is_generator(self) -> bool:
         return self._base.is_generator
 
+    @property
+    def _is_variant(self) -> bool:
+        return bool(self._changes or self._arguments)
+
     def _vary(self, changes: Changes) -> Function[P, R]:
         return Variant._of(self._base, self._changes.over(changes), self._arguments)
 
@@ -316,7 +320,8 @@ class Variant(Function[P, R]):
             return base
         if self._asked is None or not self._asked.answers(base):
             self._asked = await ask(base, self._base._variants, self._changes, self._arguments)
-        return replace(base, function_id=self._asked.function_id)
+        id = self._asked.function_id
+        return replace(base, function_id=id, web_url=await web.ask_url(base.client, id) if base.web_url else "")
 
     def __repr__(self) -> str:
         said = "".join(f", {name}={value!r}" for name, value in self._arguments.items())

@@ -187,12 +187,12 @@ def settle_class(spec: wire.FunctionSpec, owner: str) -> None:
     if not methods:
         return
     check_retries(spec, owner)
-    open_ones = [one.name for one in spec.parameters if one.default is None]
-    if open_ones:
-        raise InvalidError(
-            f"{owner}: its method {methods[0]} answers HTTP, which says nothing of {open_ones[0]}: give the parameter "
-            f"a default, {open_ones[0]}: ... = nomadfn.parameter(default=...)"
-        )
+    for one in spec.parameters:
+        if one.type == "bytes" and one.default is None:
+            raise InvalidError(
+                f"{owner}: its method {methods[0]} answers HTTP, whose addresses cannot give {one.name}, of type "
+                f"bytes: give the parameter a default"
+            )
 
 
 def check_addresses(app: str, functions: Iterable[wire.FunctionSpec]) -> None:
@@ -226,6 +226,11 @@ class WebVerbs:
         raise NotImplementedError
 
     @property
+    def _is_variant(self) -> bool:
+        """Whether it has an address of its own, which is asked for."""
+        return False
+
+    @property
     def answers_http(self) -> bool:
         """Whether it is a web function, as far as its definition is known here."""
         spec: wire.FunctionSpec | None = getattr(self, "spec", None)
@@ -235,7 +240,8 @@ class WebVerbs:
     async def get_web_url(self) -> str | None:
         """Where a web function answers; None for any other function. Its app runs, or is deployed."""
         app = self._app
-        if app is not None and app._running is None and app.deployment is not None:
+        if app is not None and app._running is None and app.deployment is not None and not self._is_variant:
             urls: dict[str, str] = app.deployment.web_urls
-            return urls.get(self.name)
+            if self.name in urls or not self.answers_http:
+                return urls.get(self.name)
         return (await self._target()).web_url or None

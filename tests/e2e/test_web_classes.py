@@ -78,12 +78,19 @@ def test_a_class_answers_http_beside_its_other_methods(world: World) -> None:
             """
             import nomadfn
 
-            model = nomadfn.Cls.from_name("site", "Model")()
+            Model = nomadfn.Cls.from_name("site", "Model")
+            model = Model()
             print(model.predict.remote("there")[:2], model.count_up.remote(), model.web.get_web_url())
+            print(Model(size="large").web.get_web_url())
             """,
         )
-        said = world.python("calls.py").ok().out
-        assert said == f"['small model', 'there'] 11 {site.url('Model.web')}\n"
+        said, large = world.python("calls.py").ok().out.splitlines()
+        assert said == f"['small model', 'there'] 11 {site.url('Model.web')}"
+        assert large.startswith(site.url("Model@"))
+        assert large.endswith(".web")
+        assert site.client.get(large).json()["loaded"] == "large model"
+        assert site.get("Model.web?size=large").json()["count"] == 2
+        assert site.get("Model.web?size=huge").json()["loaded"] == "huge model"
         assert site.get("Model.web").json() == {"loaded": "small model", "count": 12, "pid": first["pid"]}
         answer = site.client.get(f"{site.base}/", headers={"Host": "site--model-web.localhost"})
         assert answer.json()["count"] == 13
@@ -112,3 +119,44 @@ def test_run_and_serve_say_where_a_web_function_belongs(world: World) -> None:
         refused.refused(2, f"{name} is a web function", "nomadfn serve site.py")
     served = world.nomadfn("serve", "site.py", "--timeout", "1").ok()
     assert "Model.web answers at http://127.0.0.1:" in served.err
+
+
+def test_parameters_without_a_default_have_to_stand_in_the_query(world: World) -> None:
+    program = """
+        import nomadfn
+
+        app = nomadfn.App("site")
+
+        @app.cls()
+        class Greeter:
+            greeting: str = nomadfn.parameter()
+            times: int = nomadfn.parameter(default=1)
+
+            @nomadfn.fastapi_endpoint(label="greet")
+            def greet(self, name: str = "you"):
+                return [f"{self.greeting} {name}"] * self.times
+
+        @app.function()
+        @nomadfn.fastapi_endpoint()
+        def plain():
+            return "plain"
+    """
+    with Site(world, program) as site:
+        refused = site.get("greet?name=Ada")
+        assert (refused.status_code, "Greeter needs greeting" in refused.text) == (400, True)
+        refused = site.get("greet?greeting=hi&times=many")
+        assert (refused.status_code, "?times=many is no int" in refused.text) == (400, True)
+        assert site.get("greet?greeting=hi&times=2&name=Ada").json() == ["hi Ada", "hi Ada"]
+        world.write(
+            "urls.py",
+            """
+            import nomadfn
+
+            print(nomadfn.Cls.from_name("site", "Greeter")(greeting="hello").greet.get_web_url())
+            print(nomadfn.Function.from_name("site", "plain").with_options(timeout=5).get_web_url())
+            """,
+        )
+        greeter, plain = world.python("urls.py").ok().out.splitlines()
+        assert site.client.get(greeter).json() == ["hello you"]
+        assert plain.startswith(site.url("plain@"))
+        assert site.client.get(plain).json() == "plain"

@@ -177,9 +177,9 @@ def test_a_class_alone_with_an_application_needs_no_other_method() -> None:
         ({"web": nomadfn.enter()(nomadfn.asgi_app()(returns_app))}, {}, "web is an @enter method"),
         ({"web": nomadfn.asgi_app()(returns_app)}, {"retries": 1}, "class Model: retries= is not for web functions"),
         (
-            {"web": nomadfn.asgi_app()(returns_app), "size": nomadfn.parameter(), "__annotations__": {"size": "str"}},
+            {"web": nomadfn.asgi_app()(returns_app), "key": nomadfn.parameter(), "__annotations__": {"key": "bytes"}},
             {},
-            "its method web answers HTTP, which says nothing of size: give the parameter a default",
+            "its method web answers HTTP, whose addresses cannot give key, of type bytes: give the parameter a default",
         ),
     ],
 )
