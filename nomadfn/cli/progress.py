@@ -35,6 +35,8 @@ class _Map:
     function: str
     total: int | None
     started: float
+    pool: str
+    """What figures call it."""
     done: int = 0
     containers: int = 0
     """The most that there were at once."""
@@ -88,7 +90,7 @@ class RunDisplay(Observer):
     def stats(self, figures: wire.Stats) -> None:
         self._figures[figures.name] = figures
         for one in tuple(self._maps.values()):
-            if one.function == figures.name:
+            if one.pool == figures.name:
                 one.containers = max(one.containers, figures.containers)
 
     def unfinished(self) -> int:
@@ -97,13 +99,13 @@ class RunDisplay(Observer):
         since = time.monotonic() - JUST_NOW_S
         return max(figures, sum(left for at, left in self._abandoned if at >= since))
 
-    def map_started(self, key: int, function: str, total: int | None) -> None:
+    def map_started(self, key: int, function: str, total: int | None, pool: str) -> None:
         if not self._shows_bar:
             return
         with self._lock:
             if self._closed:
                 return
-            self._maps[key] = _Map(function, total, time.monotonic())
+            self._maps[key] = _Map(function, total, time.monotonic(), pool)
             if self._drawer is None:
                 self._drawer = threading.Thread(target=self._draw, name="nomadfn progress", daemon=True)
                 self._drawer.start()
@@ -182,7 +184,7 @@ class RunDisplay(Observer):
 
     def _figures_line(self, one: _Map, now: float) -> str:
         shown = [f"{one.done:,} done" if one.total is None else f"{one.done:,}/{one.total:,}"]
-        figures = self._figures.get(one.function)
+        figures = self._figures.get(one.pool)
         if figures is not None:
             starting = f" (+{figures.starting})" if figures.starting else ""
             shown += [f"{figures.running:,} running", f"{output.plural(figures.containers, 'container')}{starting}"]

@@ -34,8 +34,11 @@ class Observer:
     def notice(self, text: str) -> None:
         """Something that the user should know: a limit was met, the connection was lost, it is back."""
 
-    def map_started(self, key: int, function: str, total: int | None) -> None:
-        """A `.map` began; `total` inputs, None where that cannot be known. `key` names it in what follows."""
+    def map_started(self, key: int, function: str, total: int | None, pool: str) -> None:
+        """A `.map` began; `total` inputs, None where that cannot be known. `key` names it in what follows.
+
+        `pool` is the name that figures have for where its inputs run: a method's is its class's, or a variant's.
+        """
 
     def map_advanced(self, key: int, submitted: int, done: int) -> None:
         """So many inputs were handed in and so many results have come, since the map began."""

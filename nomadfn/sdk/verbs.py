@@ -196,7 +196,7 @@ class CallVerbs:
         client.begin(call)
         feeder = maps.Feeder(call, items, packer(target, self.name, kwargs, durable=False))
         observer, key = client.observer, id(call)
-        client.tell(observer.map_started, key, self.name, inputs.total)
+        client.tell(observer.map_started, key, self.name, inputs.total, target.function_id.partition("/")[2])
         task = maps.start_feeding(feeder, inputs, client.later)
 
         def on_close(unfinished: bool) -> None:

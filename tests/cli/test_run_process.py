@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import time
@@ -80,6 +81,26 @@ def many():
 def some():
     print("sum", sum(nap.map(range(100))))
 '''
+
+
+MODEL = """\
+import time
+import nomadfn
+
+app = nomadfn.App("model")
+
+@app.cls()
+class Model:
+    size: int = nomadfn.parameter(default=1)
+
+    @nomadfn.method()
+    def nap(self, x):
+        time.sleep(0.1)
+
+@app.local_entrypoint()
+def main():
+    Model(size=2).nap.for_each(range(50))
+"""
 
 
 @pytest.fixture
@@ -275,6 +296,16 @@ def test_on_a_terminal_a_map_has_a_bar_and_leaves_a_line(hello: Cli) -> None:
     assert "/100 · " in shown
     assert "✓ nap  100 inputs in" in shown
     assert "sum 4950" in shown
+
+
+def test_the_bar_of_a_method_has_the_figures_of_its_pool(cli: Cli) -> None:
+    cli.write("model.py", MODEL)
+    controller, terminal = pty.openpty()
+    process = cli.start("run", "model.py", stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    shown = read_terminal(controller)
+    assert process.wait(TIMEOUT_S) == 0, shown
+    assert re.search(r"Model\.nap.*/50 · \d+ running · \d+ container", shown), shown
 
 
 def test_without_a_terminal_there_is_no_bar(hello: Cli) -> None:

@@ -209,7 +209,7 @@ class Recorder(Observer):
     def log(self, line: wire.Log) -> None:
         self.lines.append(line)
 
-    def map_started(self, key: int, function: str, total: int | None) -> None:
+    def map_started(self, key: int, function: str, total: int | None, pool: str) -> None:
         self.maps.append(("started", function, total))
 
     def map_advanced(self, key: int, submitted: int, done: int) -> None:
