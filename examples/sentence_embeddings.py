@@ -80,7 +80,7 @@ def web() -> Any:
     from starlette.responses import JSONResponse
     from starlette.routing import Route
 
-    embedder = Embedder()
+    embedder: Any = Embedder()
 
     async def embed(request: Request) -> JSONResponse:
         text = (await request.json()).get("text")
@@ -106,10 +106,11 @@ def rate(embedder: Any, texts: list[str]) -> float:
 
 @app.local_entrypoint()
 def main(texts: int = 512, batch: int = 32) -> None:
-    cat, kitten, bank, money = Embedder().embed.map(SENTENCES)
+    model: Any = Embedder
+    cat, kitten, bank, money = model().embed.map(SENTENCES)
     print(f"cat and kitten {likeness(cat, kitten):.2f}, bank and money {likeness(bank, money):.2f}")
     print(f"cat and bank   {likeness(cat, bank):.2f}, kitten and money {likeness(kitten, money):.2f}")
     many = [f"{SENTENCES[n % 4]}, said {n} times" for n in range(texts)]
-    alone = rate(Embedder.with_batching(max_batch_size=1, wait_ms=0)(), many)
-    together = rate(Embedder.with_batching(max_batch_size=batch, wait_ms=20)(), many)
+    alone = rate(model.with_batching(max_batch_size=1, wait_ms=0)(), many)
+    together = rate(model.with_batching(max_batch_size=batch, wait_ms=20)(), many)
     print(f"one at a time {alone:,.0f} texts/s, in batches of {batch} {together:,.0f}: {together / alone:.1f} ×")

@@ -10,6 +10,8 @@ import asyncio
 import hashlib
 import json
 import urllib.request
+from collections.abc import AsyncIterator
+from typing import Any
 
 import nomadfn
 
@@ -19,18 +21,18 @@ app = nomadfn.App("web-app")
 @app.function(scaledown_window=10)
 @nomadfn.concurrent(max_inputs=100)
 @nomadfn.asgi_app()
-def api():
+def api() -> Any:
     from fastapi import FastAPI, Request
     from fastapi.responses import StreamingResponse
 
     web = FastAPI(title="web-app")
 
     @web.get("/")
-    async def root(request: Request):
+    async def root(request: Request) -> dict[str, Any]:
         return {"path": request.url.path, "input": nomadfn.current_input_id()}
 
     @web.post("/digest")
-    async def digest(request: Request):
+    async def digest(request: Request) -> dict[str, Any]:
         """Reads the body as it comes: it may be larger than memory."""
         found, size = hashlib.sha256(), 0
         async for part in request.stream():
@@ -39,8 +41,8 @@ def api():
         return {"bytes": size, "sha256": found.hexdigest()}
 
     @web.get("/countdown")
-    async def countdown(start: int = 3):
-        async def events():
+    async def countdown(start: int = 3) -> StreamingResponse:
+        async def events() -> AsyncIterator[str]:
             for number in range(start, 0, -1):
                 yield f"data: {number}\n\n"
                 await asyncio.sleep(0.1)
@@ -53,13 +55,14 @@ def api():
 
 @app.function(scaledown_window=10)
 @nomadfn.fastapi_endpoint(docs=True)
-def greet(name: str = "world"):
+def greet(name: str = "world") -> dict[str, str]:
     return {"hello": name}
 
 
 @app.local_entrypoint()
-def main(mib: int = 8):
+def main(mib: int = 8) -> None:
     url = api.get_web_url()
+    assert url is not None
     with urllib.request.urlopen(url) as answer:
         print("GET /", json.load(answer)["path"])
     upload = urllib.request.Request(f"{url}/digest", data=bytes(mib << 20), method="POST")
