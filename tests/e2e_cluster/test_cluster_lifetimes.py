@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 from cluster_world import ClusterWorld
+from world import NOMADFN, eventually
 
 pytestmark = [pytest.mark.consul, pytest.mark.timeout(300)]
 
@@ -112,3 +116,59 @@ def test_timeouts_cancels_early_ends_and_losses_on_a_cluster(any_world: ClusterW
     marks = any_world.folder / "marks"
     marks.mkdir()
     assert "all" in any_world.start("python", "calls.py", marks).wait(120).ok().out
+
+
+RUN = """
+    import threading, time
+    from pathlib import Path
+    import nomadfn
+
+    app = nomadfn.App("run-of-many")
+
+    def mark(name, folder):
+        (Path(folder) / name).touch()
+
+    @app.function(max_containers=2)
+    def mapped(n, folder):
+        mark(f"begun-mapped{n}", folder)
+        try:
+            while True:
+                time.sleep(0.005)
+        finally:
+            mark(f"ended-mapped{n}", folder)
+
+    @app.function()
+    def values(folder):
+        try:
+            for i in range(10**9):
+                yield i
+                mark("begun-values", folder)
+        finally:
+            mark("ended-values", folder)
+
+    @app.local_entrypoint()
+    def main(folder: str):
+        threading.Thread(target=lambda: list(mapped.map(range(2), kwargs={"folder": folder})), daemon=True).start()
+        for value in values.remote_gen(folder):
+            while len(list(Path(folder).glob("begun-*"))) < 3:
+                time.sleep(0.01)
+            if value == 4:
+                print("all have begun", flush=True)
+"""
+
+
+def test_ctrl_c_of_a_run_interrupts_what_runs_on_the_cluster(any_world: ClusterWorld) -> None:
+    any_world.start_control()
+    any_world.led()
+    any_world.write("many.py", RUN)
+    marks = any_world.folder / "marks"
+    marks.mkdir()
+    run = any_world.start(NOMADFN, "run", "many.py", "--folder", marks)
+    run.says("all have begun")
+    os.kill(run.pid, signal.SIGINT)
+    done = run.wait(60)
+    assert done.code == 130, done.report
+    assert "unfinished input" in done.err, done.report
+    ended = {"ended-mapped0", "ended-mapped1", "ended-values"}
+    eventually(lambda: ended <= {one.name for one in marks.iterdir()}, "every finally has run")
+    eventually(lambda: any_world.count() == 0, "Nomad is asked for no container any more")
