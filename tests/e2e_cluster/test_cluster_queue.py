@@ -27,6 +27,8 @@ CONSUMER = """
     import nomadfn
 
     q = nomadfn.Queue.from_name("jobs", create_if_missing=True)
+    q.hydrate()
+    print("ready", flush=True)
     expected = 0
     while (n := q.get()) is not None:
         assert n == expected, (n, expected)
@@ -45,6 +47,7 @@ def test_each_value_goes_out_once_and_in_its_turn_whoever_leads(any_world: Clust
     world.write("consumer.py", CONSUMER)
     consumer, producer = world.start("python", "consumer.py"), world.start("python", "producer.py")
     producer.says("going")
+    consumer.says("ready")
     for _ in range(3):
         leading, before = world.leading(), world.led()
         leading.process.kill()
