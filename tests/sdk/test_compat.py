@@ -35,7 +35,7 @@ def test_what_is_supported_is_there(name: str) -> None:
     "name",
     [
         name
-        for owner in ("App", "Function", "FunctionCall", "Cls", "Image", "Dict", "Secret")
+        for owner in ("App", "Function", "FunctionCall", "Cls", "Image", "Dict", "Queue", "Secret")
         for name in of(compat.SUPPORTED, owner=owner)
     ],
 )
