@@ -27,7 +27,8 @@ class Leader:
 def find_leader(profile: Profile, environ: Mapping[str, str] = os.environ, lost: str = "") -> Leader | None:
     """None where none leads, or none that serves yet. Raises `ServiceError` where nobody can be asked.
 
-    Where that is none, or only the one that was `lost` (its data address), this waits a moment for another one.
+    Where that is only the one that was `lost` (its data address), or none after it, or one that is about to serve, this
+    waits a moment for another one.
     """
     return ask(profile.control_urls, lost) if profile.control_urls else _look_up(profile, environ, lost)
 
@@ -76,7 +77,8 @@ def _look_up(profile: Profile, environ: Mapping[str, str], lost: str) -> Leader 
     end = time.monotonic() + WAIT_S
     try:
         found = consul_discovery.find_leader(store, shard)
-        while lost and (found is None or found.data_url in ("", lost)) and (left_s := end - time.monotonic()) > 0:
+        # One that has the lease and no address yet is taking over at this moment.
+        while (found.data_url in ("", lost) if found is not None else lost) and (left_s := end - time.monotonic()) > 0:
             found = consul_discovery.wait_for_leader(store, shard, found, left_s)
     finally:
         store.close()
