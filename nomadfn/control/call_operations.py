@@ -115,6 +115,10 @@ class CallOperations:
         method = name.removeprefix(function.spec.name).removeprefix(".")
         if not method and len(function.spec.methods) == 1:
             method = function.spec.methods[0].name
+        if any(method == one for one, _ in function.spec.webs):
+            url = self._service.web.url(function, method)
+            where = f"; send them to {url}" if url else ""
+            raise InvalidError(f"{name} is a web function and takes HTTP requests only{where}")
         if parameters := body.get("parameters"):
             function = await self._operations.variants.resolve(function, parameters)
         return function, method

@@ -2,8 +2,9 @@
 
 What `share` holds to:
 
-- A function with work gets one container even over the capacity. A container may wait for the inputs that it
-  submitted itself; if their function could not run, nothing would ever move.
+- A function with work gets one container even over the capacity, beside those that only finish what they have: a
+  deploy takes over at once. A container may wait for the inputs that it submitted itself; if their function could not
+  run, nothing would ever move.
 - Containers that only wait like that do not count, up to the capacity once more: programs that fan out keep
   their cores busy, and programs that do nothing but wait do not fill the machine.
 - All else is fair: `min_containers` first, then work, then buffers, each filled from the lowest up.
@@ -31,6 +32,8 @@ class Want(msgspec.Struct, frozen=True):
     """Containers that are there in any state: starting, ready, draining."""
     blocked: int = 0
     """Those of `has` that only wait for inputs that they submitted themselves."""
+    draining: int = 0
+    """Those of `has` that take nothing new; `wanted` counts them too."""
     inner: bool = False
     """Whether some of its pending inputs were submitted by a container."""
     name: str = ""
@@ -107,8 +110,10 @@ def _shares(wants: Sequence[Want], free: Sequence[int], capacity: int) -> list[i
 def _first(want: Want, uncounted: int) -> int:
     """Containers that the function gets even over the capacity."""
     if want.inner:
-        return max(0, min(want.wanted, want.blocked + 1) - uncounted)
-    return min(want.wanted, 1) if not want.blocked else 0
+        return max(0, min(want.wanted, max(want.blocked, want.draining) + 1) - uncounted)
+    if want.blocked > want.draining:
+        return 0
+    return max(0, min(want.wanted, want.draining + 1) - uncounted)
 
 
 def _fill(levels: Sequence[int], caps: Sequence[int], amount: int, has: Sequence[int]) -> list[int]:
@@ -162,7 +167,8 @@ def _reason(want: Want, wants: Sequence[Want], capacity: int, capacity_reason: s
     words = capacity_reason or f"the capacity of {capacity:,} container{'' if capacity == 1 else 's'}"
     others = sorted((-other.has, other.name or other.function) for other in wants if other is not want and other.has)
     if others:
-        held = " and ".join(f"{name} holds {-has:,}" for has, name in others[:2])
-        rest = f" and {len(others) - 2:,} more the others" if len(others) > 2 else ""
-        words += f", of which {held}{rest}"
+        held = [f"{name} holds {-has:,}" for has, name in others[:2]]
+        if len(others) > 2:
+            held.append(f"others hold {-sum(has for has, _ in others[2:]):,}")
+        words += f", of which {', '.join(held[:-1])}{' and ' if len(held) > 1 else ''}{held[-1]}"
     return words

@@ -125,6 +125,7 @@ def _want(state: State, function: Function, one: autoscaler.Sample) -> placement
         minimum=function.settings.min_containers,
         has=len(function.containers),
         blocked=tally(function).blocked,
+        draining=one.draining,
         inner=inner,
         name=function.spec.name,
     )

@@ -59,7 +59,7 @@ def find_app(module: ModuleType, name: str | None = None) -> App:
         ]
         if len(useful) != 1:
             known = ", ".join(repr(one.name) for one in distinct)
-            raise InvalidError(f"{where} has several apps, {known}; say which one")
+            raise InvalidError(f"{where} has several apps, {known}; say which one, as in {where}::{distinct[0].name}")
         return useful[0]
     return distinct[0]
 

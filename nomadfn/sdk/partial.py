@@ -129,7 +129,8 @@ def batched(
         partial = _partial(function, "batched")
         if partial.batching is not None:
             raise InvalidError(f"function {partial.name}: it has @batched twice; leave one out")
-        _check_batched_signature(partial)
+        if partial.web is None:
+            _check_batched_signature(partial)
         partial.batching = (max_batch_size, wait_ms)  # type: ignore[assignment]
         partial.on_batch_error = on_batch_error
         return partial  # type: ignore[return-value]

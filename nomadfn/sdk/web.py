@@ -125,7 +125,8 @@ def _decorator(
             raise InvalidError(
                 f"function {partial.name}: it has @{_NAMES[partial.web.kind]} and @{decorator}; leave one out"
             )
-        _check_function(partial, kind)
+        if partial.batching is None:
+            _check_function(partial, kind)
         partial.web = web
         return partial  # type: ignore[return-value]
 

@@ -299,7 +299,8 @@ class World:
         assert len(set(taken)) == len(taken), f"two containers of {function.id} have one index: {sorted(taken)}"
         if self.programs.capacity is not None and not any(traits.nests for traits in self.programs.traits):
             most = self.programs.capacity + len(self.core.state.functions)
-            total = len(self.core.state.containers)
+            # Those that finish what they have are beside those that take over from them.
+            total = sum(one.state in (STARTING, READY) for one in self.core.state.containers.values())
             assert total <= most, f"{total} containers over a capacity of {self.programs.capacity}"
         simulated = SimulatedContainer(self, container.id, index, function.spec.max_inputs)
         self.containers[container.id] = simulated

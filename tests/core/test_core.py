@@ -503,6 +503,22 @@ def test_a_new_revision_drains_the_containers_of_the_old_one() -> None:
     assert [one.container for one in of(world.seen, effects.Deliver)] == [old, new]
 
 
+def test_a_deploy_takes_over_at_once_though_the_old_container_fills_the_capacity() -> None:
+    world = World(capacity=1)
+    world.submit(b"long")
+    (old,) = world.start(1)
+    world.settle()
+    changed = wire.AppSpec(name="app", functions=world.spec.functions, code=wire.CodeRef(digest="new"))
+    world.core.start_app(world.now, APP, changed, SESSION)
+    world.submit(b"y")
+    world.wait(1.0)
+    (new,) = world.start(1)
+    world.settle()
+    assert [one.container for one in of(world.seen, effects.Deliver)] == [old, new]
+    world.wait(10.0)
+    assert [one.container.id for one in of(world.seen, effects.StartContainer)] == [old, new]
+
+
 def test_changed_autoscaler_settings_last_until_the_next_deploy() -> None:
     world = World()
     world.core.override(world.function, {"min_containers": 2})

@@ -41,6 +41,11 @@ def test_every_function_with_work_gets_one_even_over_the_capacity() -> None:
     assert counts(share(wants, 2)) == {"a": 1, "b": 1, "c": 1, "d": 0}
 
 
+def test_one_that_finishes_what_it_has_is_none_that_takes_new_work() -> None:
+    assert counts(share([Want("a", 2, has=1, draining=1), Want("b", 1, has=1)], 1)) == {"a": 2, "b": 1}
+    assert counts(share([Want("a", 3, has=2, draining=1), Want("b", 1, has=1)], 1)) == {"a": 2, "b": 1}
+
+
 def test_containers_that_wait_for_their_own_inputs_do_not_count() -> None:
     wants = [Want("parent", 2, has=2, blocked=2), Want("child", 9, inner=True)]
     assert counts(share(wants, 2)) == {"parent": 2, "child": 2}
@@ -89,6 +94,10 @@ def test_the_reason_says_the_capacity_and_who_holds_it() -> None:
     wants = [Want("a", 9, name="resize", has=2), Want("b", 9, has=5, name="embed"), Want("c", 1, has=1, name="tag")]
     reason = share(wants, 8, "8 cores")["a"].reason
     assert reason == "8 cores, of which embed holds 5 and tag holds 1"
+    more = [Want(f"d{i}", 1, has=2) for i in range(3)]
+    assert share([*wants, *more], 8, "8 cores")["a"].reason == (
+        "8 cores, of which embed holds 5, d0 holds 2 and others hold 5"
+    )
 
 
 @st.composite
@@ -105,6 +114,7 @@ def wants_lists(draw: st.DrawFn) -> list[Want]:
                 minimum=draw(st.integers(0, min(4, wanted))),
                 has=has,
                 blocked=draw(st.integers(0, has)),
+                draining=draw(st.integers(0, min(has, wanted))),
                 inner=draw(st.booleans()),
             )
         )
@@ -112,7 +122,9 @@ def wants_lists(draw: st.DrawFn) -> list[Want]:
 
 
 def first(want: Want) -> int:
-    return min(want.wanted, want.blocked + 1) if want.inner or not want.blocked else 0
+    if want.inner or want.blocked <= want.draining:
+        return min(want.wanted, max(want.blocked, want.draining) + 1)
+    return 0
 
 
 @given(wants_lists(), st.integers(0, 40))
@@ -153,7 +165,16 @@ def test_following_the_grants_comes_to_rest(wants: list[Want], capacity: int) ->
             grant = grants[want.function]
             has = want.has - grant.yields if grant.yields else max(want.has, min(grant.count, want.wanted))
             moved.append(
-                Want(want.function, want.wanted, want.buffer, want.minimum, has, min(want.blocked, has), want.inner)
+                Want(
+                    want.function,
+                    want.wanted,
+                    want.buffer,
+                    want.minimum,
+                    has,
+                    min(want.blocked, has),
+                    min(want.draining, has),
+                    want.inner,
+                )
             )
         if moved == wants:
             break

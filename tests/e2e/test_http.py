@@ -37,6 +37,11 @@ WEB = """
     def die():
         import os
         os._exit(9)
+
+    @app.function()
+    @nomadfn.asgi_app()
+    def site():
+        raise RuntimeError("nobody asks")
 """
 
 
@@ -90,6 +95,9 @@ def test_every_mistake_has_its_status_and_says_what_it_is(world: World, curl: Cu
     route = "/v1/apps/web/functions"
     assert "add" in curl.error(404, "NotFoundError", "POST", f"{route}/ad/call", data={})["message"]
     assert "web" in curl.error(404, "NotFoundError", "POST", "/v1/apps/wob/functions/add/call", data={})["message"]
+    for verb in ("call", "spawn"):
+        told = curl.error(400, "InvalidError", "POST", f"{route}/site/{verb}", data={})["message"]
+        assert "site is a web function and takes HTTP requests only; send them to http://" in told
     curl.error(404, "NotFoundError", "GET", f"/v1/calls/fc-{int(time.time()):08x}{0:024}")
     curl.error(404, "NotFoundError", "GET", "/v1/nothing")
     curl.error(405, "InvalidError", "GET", f"{route}/add/call")

@@ -65,6 +65,13 @@ KINDS = """
         def echo():
             return Response(request.get_data(), mimetype=request.mimetype, headers={"X-Method": request.method})
 
+        @web.get("/errors")
+        def errors():
+            import sys
+
+            request.environ["wsgi.errors"].write("told")
+            return {"stderr": request.environ["wsgi.errors"] is sys.stderr}
+
         @web.get("/slow")
         def slow():
             return Response((f"{number}\\n" for number in range(1000)), mimetype="text/plain")
@@ -119,6 +126,7 @@ def test_a_flask_application_runs_in_threads(site: Site) -> None:
     assert (answer.content, answer.headers["content-type"]) == (b"\0bytes", "image/x")
     assert answer.headers["x-method"] == "POST"
     assert site.get("flask/slow").text.splitlines() == [str(number) for number in range(1000)]
+    assert site.get("flask/errors").json() == {"stderr": True}
     assert site.get("flask/nothing").status_code == 404
 
 

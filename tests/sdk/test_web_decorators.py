@@ -139,8 +139,15 @@ def test_what_does_not_go_together_is_refused() -> None:
     def batch(texts: list[str]) -> list[str]:
         return texts
 
+    def web() -> None: ...
+
+    batched = nomadfn.batched(max_batch_size=2, wait_ms=1)
     with pytest.raises(InvalidError, match="@batched and @fastapi_endpoint do not go together"):
-        make(nomadfn.fastapi_endpoint(), nomadfn.batched(max_batch_size=2, wait_ms=1), function=batch)
+        make(nomadfn.fastapi_endpoint(), batched, function=batch)
+    # Each needs a signature that the other refuses: neither may send people round in circles.
+    for inner, outer, function in ((nomadfn.asgi_app(), batched, web), (batched, nomadfn.asgi_app(), batch)):
+        with pytest.raises(InvalidError, match="@batched and @asgi_app do not go together"):
+            nomadfn.App("both").function()(outer(inner(function)))
 
 
 def test_above_the_apps_own_decorator_it_is_refused() -> None:

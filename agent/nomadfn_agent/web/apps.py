@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -67,7 +68,12 @@ def _wsgi(app: Any, name: str, slots: int) -> Any:
         raise WebError(
             f"{name} has @wsgi_app, which needs the package a2wsgi where its containers run: pip install a2wsgi"
         ) from None
-    return WSGIMiddleware(app, workers=slots)
+
+    def with_errors(environ: Any, start_response: Any) -> Any:
+        # a2wsgi names stdout here.
+        return app(environ | {"wsgi.errors": sys.stderr}, start_response)
+
+    return WSGIMiddleware(with_errors, workers=slots)
 
 
 def _fastapi(function: Callable[..., Any], name: str, web: WebSpec) -> Any:
