@@ -6,6 +6,7 @@ from world import World
 
 BURST = """
     import asyncio
+    import time
     import nomadfn
 
     app = nomadfn.App("burst")
@@ -20,6 +21,10 @@ BURST = """
     def same(value):
         return value
 
+    @app.function(max_containers=1)
+    def endless(value):
+        time.sleep(600)
+
     @app.local_entrypoint()
     def main():
         async def call_all():
@@ -33,7 +38,8 @@ BURST = """
             print(same.remote("blocks"))
             print(await asyncio.gather(*tasks) == list(range(100)))
             # Some that are cancelled in the turn in which they were sent.
-            tasks = [asyncio.ensure_future(same.remote.aio(number)) for number in range(100)]
+            verbs = [endless if number % 2 == 0 else same for number in range(100)]
+            tasks = [asyncio.ensure_future(verb.remote.aio(number)) for number, verb in enumerate(verbs)]
             await asyncio.sleep(0)
             for task in tasks[::2]:
                 task.cancel()
