@@ -156,7 +156,7 @@ class Clients:
         if effect.session == LOCAL_SESSION:
             self._service.streams.on_results(effect)
         elif (connection := self.sessions.get(effect.session)) is not None:
-            connection.send(
+            connection.send_results(
                 wire.Results(effect.number, effect.call, effect.indexes, effect.statuses, effect.payloads, effect.codec)
             )
 

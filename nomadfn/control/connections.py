@@ -60,6 +60,10 @@ class Connection(picows.WSListener):
         """Log lines that were not sent since the last one that was."""
         self._transport: picows.WSTransport | None = None
         self._collected: list[bytes] = []
+        self._many: wire.ManyResults | None = None
+        """Results of single calls that go out in one frame, behind what is collected."""
+        self._many_bytes = 0
+        self.takes_many = False
         self._deadline: asyncio.TimerHandle | None = None
 
     def on_ws_connected(self, transport: picows.WSTransport) -> None:
@@ -100,7 +104,7 @@ class Connection(picows.WSListener):
                 self.role, self.id = "agent", first.alloc
                 self.service.agents.on_join(self, first)
             case wire.Hello() if not self.bearer and first.role != "agent":
-                self.role, self.id = first.role, first.session
+                self.role, self.id, self.takes_many = first.role, first.session, first.takes_many
                 if not self.service.welcome(self, first):
                     self.close()
             case _:
@@ -121,11 +125,43 @@ class Connection(picows.WSListener):
         if collecting is None:
             self._write((wire.encode(frame),))
             return
+        if self._many is not None:
+            self._end_many()
         if not self._collected:
             collecting.append(self)
         self._collected.append(wire.encode(frame))
 
+    def send_results(self, frame: wire.Results) -> None:
+        """As `send`. What is collected of single calls is one frame: that costs both ends less than one for each."""
+        collecting = self.service.collecting
+        if collecting is None or not self.takes_many or len(frame.indexes) > 1:
+            return self.send(frame)
+        if self._transport is None or self.closed:
+            return None
+        many = self._many
+        if many is not None and self._many_bytes >= wire.MAX_FRAME_BYTES:
+            self._end_many()
+            many = None
+        if many is None:
+            if not self._collected:
+                collecting.append(self)
+            many = self._many = wire.ManyResults(0, [], [], [], [], [])
+        many.number = frame.number
+        many.calls.append(frame.call)
+        many.indexes += frame.indexes
+        many.statuses += frame.statuses
+        many.payloads += frame.payloads
+        many.codecs.append(frame.codec)
+        self._many_bytes += len(frame.payloads[0])
+        return None
+
+    def _end_many(self) -> None:
+        self._collected.append(wire.encode(self._many))
+        self._many, self._many_bytes = None, 0
+
     def send_collected(self) -> None:
+        if self._many is not None:
+            self._end_many()
         frames, self._collected = self._collected, []
         if frames and not self.closed:
             self._write(frames)
@@ -151,8 +187,7 @@ class Connection(picows.WSListener):
     def close(self, why: str = "") -> None:
         """End the connection; `why` is for the other side."""
         if self._transport is not None and not self.closed:
-            if self._collected:
-                self.send_collected()
+            self.send_collected()
             if why:
                 self._transport.send_close(picows.WSCloseCode.GOING_AWAY, _shortened(why))
             self._transport.disconnect()

@@ -62,22 +62,33 @@ def submit(state: State, now: float, session: Session, sub: Submission) -> None:
 def _submit_attached(
     state: State, session: Session, function: Function, call: Call | None, sub: Submission, now: float
 ) -> None:
+    if (
+        call is None
+        and len(sub.payloads) == 1
+        and limits.has_room(state.limits, sub.kind, function.pending[0], function.running[0])
+    ):
+        call = session.calls[sub.call] = _new_call(state, now, function, session.id, sub)
+        codec = sub.codec | wire.REF if 0 in sub.refs else sub.codec
+        return _enqueue(state, now, function, sub, [Input(call, sub.first, sub.payloads[0], codec, sub.deadline)])
     unknown: Sequence[int] = range(len(sub.payloads))
     if call is not None and not call.empty:
         # Of a part that is sent again after a reconnect some are here, or have their results on the way.
         unknown = [i for i in unknown if call.get(sub.first + i) is None]
         if not unknown:
-            return
+            return None
     admission = limits.admit(state.limits, load_of(function), sub.kind, len(unknown))
     count = admission.count
     if count:
         if call is None:
-            call = _new_call(state, now, function, session.id, sub)
-            session.calls[sub.call] = call
-        _enqueue(state, now, function, call, sub, unknown[:count])
+            call = session.calls[sub.call] = _new_call(state, now, function, session.id, sub)
+        payloads, first, positions = sub.payloads, sub.first, unknown[:count]
+        columns = zip(positions, _codecs(sub, positions), strict=True)
+        inputs = [Input(call, first + i, payloads[i], codec, sub.deadline) for i, codec in columns]
+        _enqueue(state, now, function, sub, inputs)
     if admission.excess is not None:
         for first, length in _runs(unknown[count:]):
             _reject_over(state, session, sub, first, length, admission.excess)
+    return None
 
 
 def _runs(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -219,12 +230,8 @@ def _codecs(sub: Submission, positions: Sequence[int]) -> list[int]:
     return [sub.codec | wire.REF if i in references else sub.codec for i in positions]
 
 
-def _enqueue(
-    state: State, now: float, function: Function, call: Call, sub: Submission, positions: Sequence[int]
-) -> None:
-    payloads, first, deadline = sub.payloads, sub.first, sub.deadline
-    codecs = _codecs(sub, positions)
-    inputs = [Input(call, first + i, payloads[i], codec, deadline) for i, codec in zip(positions, codecs, strict=True)]
+def _enqueue(state: State, now: float, function: Function, sub: Submission, inputs: list[Input]) -> None:
+    call = inputs[0].call
     add = call.add
     for one in inputs:
         add(one)

@@ -105,6 +105,12 @@ class Admission(msgspec.Struct, frozen=True):
     excess: Excess | None = None
 
 
+def has_room(limits: Limits, kind: int, pending: int, running: int) -> bool:
+    """Whether one input of a call that is not durable is taken."""
+    most = int(limits.pending_inputs * limits.map_share) if kind == wire.MAP else limits.pending_inputs
+    return pending < most and pending + running < limits.total_inputs
+
+
 def admit(limits: Limits, load: Load, kind: int, count: int) -> Admission:
     """Take as many of `count` inputs of a call of `kind` (`wire.REMOTE`, …) as the function has room for."""
     if kind in wire.DURABLE_KINDS:

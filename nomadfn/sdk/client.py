@@ -263,11 +263,12 @@ class Client:
 
     def _dispatch(self, frame: wire.ToClientFrame) -> None:
         match frame:
-            case wire.Results():
+            case wire.Results() | wire.ManyResults():
                 self._seen = max(self._seen, frame.number)
                 self._unacked_bytes += sum(map(len, frame.payloads))
-                if call := self._calls.get(frame.call):
-                    call.take(frame)
+                for results in frame.each():
+                    if call := self._calls.get(results.call):
+                        call.take(results)
             case wire.Parts():
                 if stream := self._streams.get(frame.call):
                     stream.take_parts(frame)
@@ -344,7 +345,7 @@ class Client:
     def _hello(self) -> wire.Hello:
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
         parent = os.environ.get("NOMADFN_CONTAINER_ID", "")
-        return wire.Hello(wire.VERSION, "client", self.session, python=python, seen=self._seen, parent=parent)
+        return wire.Hello(wire.VERSION, "client", self.session, python, "", self._seen, parent, takes_many=True)
 
     def _reconnect(self, lost: LinkClosed) -> tuple[Link, list[bytes]] | None:
         """Come back as the same session, within RECONNECT_S; None when that failed and everyone has been told."""

@@ -68,6 +68,8 @@ class Packer:
     async def apart(self, args: tuple[Any, ...]) -> tuple[bytes, bool]:
         """As a call; what is large is stored beside a running event loop."""
         pieces = self._dump(args)
+        if len(pieces) == 1 and len(pieces[0]) <= INLINE_PAYLOAD_BYTES:
+            return pieces[0], False
         if (size := size_of(pieces)) <= INLINE_PAYLOAD_BYTES:
             return b"".join(pieces), False
         return await off_loop(partial(self._keep, pieces, size)), True

@@ -9,7 +9,7 @@ a payload, `link` for the client's end of a websocket) is all that `nomadfn` sha
 Who sends what:
 
     SDK         → control   Hello  Submit  Ack  Request  Taken
-    control     → SDK       Welcome  Accepted  Rejected  Results  Parts  Reply  Log  Stats
+    control     → SDK       Welcome  Accepted  Rejected  Results  ManyResults  Parts  Reply  Log  Stats
     runner      → control   Hello  Ready  StartFailed  Outputs  Returned  Attach  Part  Fed
     control     → runner    Bind  Deliver  DeliverBatch  Withdraw  Interrupt  Drain  Consumed  Feed
     control     → supervisor   Start  Stop  Recall  Prepare  (on a cluster: Joined)
@@ -25,6 +25,7 @@ What an input gives and gets while it runs is its stream; see `streams`.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -103,6 +104,8 @@ class Hello(_Frame, tag=1):
     """For a client inside a container: the container's id."""
     again: bool = False
     """For a runner: an earlier leader has told it its function, and it has that."""
+    takes_many: bool = False
+    """For a client: it knows `ManyResults`."""
 
 
 class Welcome(_Frame, tag=2):
@@ -175,6 +178,27 @@ class Results(_Frame, tag=6):
     statuses: list[int]
     payloads: list[bytes]
     codec: int = PICKLE
+
+    def each(self) -> Sequence[Results]:
+        return (self,)
+
+
+class ManyResults(_Frame, tag=14):
+    """One output of each of several calls, as they follow one another. `number` is that of the last one."""
+
+    number: int
+    calls: list[str]
+    indexes: list[int]
+    statuses: list[int]
+    payloads: list[bytes]
+    codecs: list[int]
+
+    def each(self) -> Sequence[Results]:
+        """The same as a frame for each call; all of them have the last one's number."""
+        columns = zip(self.calls, self.indexes, self.statuses, self.payloads, self.codecs, strict=True)
+        return [
+            Results(self.number, call, [index], [status], [data], codec) for call, index, status, data, codec in columns
+        ]
 
 
 class Ack(_Frame, tag=7):
@@ -430,7 +454,7 @@ class Leaving(_Frame, tag=46):
 
 
 ClientFrame = Hello | Submit | Ack | Request | Taken
-ToClientFrame = Welcome | Accepted | Rejected | Results | Reply | Log | Stats | Parts
+ToClientFrame = Welcome | Accepted | Rejected | Results | ManyResults | Reply | Log | Stats | Parts
 RunnerFrame = Hello | Ready | StartFailed | Outputs | Returned | Attach | Part | Fed
 ToRunnerFrame = Bind | Ack | Deliver | DeliverBatch | Withdraw | Interrupt | Drain | Consumed | Feed
 ToSupervisorFrame = Start | Stop | Recall | Joined | Leads | Prepare
