@@ -9,6 +9,7 @@ import msgspec
 from nomadfn_agent import wire
 from nomadfn_agent.wire import web
 
+from nomadfn.control import whole_responses
 from nomadfn.control.visits import Outcome, Visit
 from nomadfn.control.web_front import Application
 from nomadfn.control.web_routes import Route
@@ -69,6 +70,8 @@ class QuickVisit(Visit):
 
     def _write(self, start: web.Start) -> None:
         peer, send = self._peer, self._cycle.send
+        if whole_responses.write(start, self._cycle, peer.transport):
+            return
         peer.cork.put()
         try:
             _step(send({"type": "http.response.start", "status": start.status, "headers": start.headers}))

@@ -198,6 +198,7 @@ class Service:
         self.collecting = [] if len(found) > 1 else None
         for effect in found:
             self._carry_out(effect)
+        self.streams.acknowledge()
         if self.collecting is not None:
             written, self.collecting = self.collecting, None
             for connection in written:

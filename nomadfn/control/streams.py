@@ -53,6 +53,8 @@ class Streams:
         self._open: dict[str, Reader] = {}
         self._run, self._count = token_hex(8), 0
         """Together in the ids of calls: none is given twice."""
+        self._seen = 0
+        """Number of the last result that has come and is not acknowledged."""
 
     def open(
         self,
@@ -133,7 +135,13 @@ class Streams:
     def on_results(self, effect: effects.SendResults) -> None:
         if (stream := self._open.pop(effect.call, None)) is not None:
             stream._end((effect.statuses[0], effect.payloads[0]))
-        self._service.core.acknowledge(LOCAL_SESSION, effect.number)
+        self._seen = effect.number
+
+    def acknowledge(self) -> None:
+        """Say which results are here: once for all that came together."""
+        if self._seen:
+            self._service.core.acknowledge(LOCAL_SESSION, self._seen)
+            self._seen = 0
 
     def rejected(self, effect: effects.Reject) -> None:
         if (stream := self._open.pop(effect.call, None)) is not None:

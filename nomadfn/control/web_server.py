@@ -115,6 +115,9 @@ class _Bounded(HttpToolsProtocol):
     _head_bytes = 0
     on_lost: Callable[[], None] | None = None
     cork: _Cork
+    _idle_since = 0.0
+    """When the last response was whole; 0 while a request is under way."""
+    _idle_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -145,6 +148,9 @@ class _Bounded(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
         super().connection_lost(exc)
         if self.on_lost is not None:
             self.on_lost()
@@ -181,6 +187,30 @@ class _Bounded(HttpToolsProtocol):
     def run(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Have a request answered by `app`, in a task."""
         super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, which sets a timer with each response and takes it back with each request."""
+        if self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._end_idle)
+
+    def _unset_keepalive_if_required(self) -> None:
+        super()._unset_keepalive_if_required()
+        self._idle_since = 0.0
+
+    def _end_idle(self) -> None:
+        self._idle_timer = None
+        if self._idle_since:
+            left_s = self._idle_since + self.timeout_keep_alive - self.loop.time()
+            if left_s > 0:
+                self._idle_timer = self.loop.call_later(left_s, self._end_idle)
+            else:
+                self.timeout_keep_alive_handler()
 
     def _size_of_head(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
