@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from .outcomes import Coder, Outcome, failure
@@ -25,14 +26,17 @@ class Batch:
         self._items = items
         self._outcomes: list[Outcome | None] = [None] * len(items)
         self.arguments: dict[str, list[Any]] = {}
-        signature = inspect.signature(function)
-        names = list(signature.parameters)
+        signature, names, in_order = _parameters(function)
         columns: dict[str, list[Any]] = {name: [] for name in names}
         for place, (_, _, _, data, codec, _) in enumerate(items):
             try:
                 args, kwargs = coder.arguments(data, codec)
             except Exception as error:
                 self._outcomes[place] = coder.undecodable(error)
+                continue
+            if in_order and not kwargs and len(args) == len(names):
+                for name, value in zip(names, args, strict=True):
+                    columns[name].append(value)
                 continue
             try:
                 bound = signature.bind(*args, **kwargs).arguments
@@ -91,3 +95,11 @@ class Batch:
 
     def _whole(self) -> list[Outcome]:
         return [outcome for outcome in self._outcomes if outcome is not None]
+
+
+@lru_cache(maxsize=64)
+def _parameters(function: Callable[..., Any]) -> tuple[inspect.Signature, list[str], bool]:
+    """The signature, the parameters' names, and whether as many positional arguments are those parameters in order."""
+    signature = inspect.signature(function)
+    ordinary = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return signature, list(signature.parameters), all(one.kind in ordinary for one in signature.parameters.values())

@@ -196,7 +196,11 @@ class Service:
         now = self.now()
         found = self.core.settle(now)
         self.collecting = [] if len(found) > 1 else None
+        results = False
         for effect in found:
+            if not results and type(effect) is effects.SendResults:
+                results = True
+                self._serve_containers()
             self._carry_out(effect)
         self.streams.acknowledge()
         if self.collecting is not None:
@@ -210,6 +214,14 @@ class Service:
             self.writer.write(batch, number)
         if self.writer.wants_snapshot(self.core.live_bytes):
             self.keep(self.writer.compact(self.core.snapshot(), self._settle))
+
+    def _serve_containers(self) -> None:
+        """Send containers what is collected: they need not wait until results are put together."""
+        if self.collecting:
+            served = [one for one in self.collecting if one.role == "runner"]
+            self.collecting = [one for one in self.collecting if one.role != "runner"]
+            for connection in served:
+                connection.send_collected()
 
     def _tick(self) -> None:
         delay_s = TICK_RETRY_S
