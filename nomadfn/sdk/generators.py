@@ -193,7 +193,7 @@ class GeneratorVerb:
     async def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> GeneratorRun:
         target = await self._target()
         client = target.client
-        data, is_ref = await packer(target, self._function, kwargs, durable=False).apart(args)
+        data, is_ref = await packer(target, self._function, kwargs, durable=False, once=True).apart(args)
         call = GeneratorCall(client, target, self._function, data, is_ref)
         client.begin_stream(call)
         call.submit()

@@ -32,9 +32,12 @@ class Target:
     """Of a class: which of its methods."""
 
 
-def packer(target: Target, function: str, kwargs: Mapping[str, Any], *, durable: bool) -> maps.Packer:
+def packer(
+    target: Target, function: str, kwargs: Mapping[str, Any], *, durable: bool, once: bool = False
+) -> maps.Packer:
     """Makes an input's payload out of its arguments: the bytes that travel, and whether they are a reference.
 
+    `once` says that it is for one input only.
     Raises InvalidError for a web function.
     """
     if target.web_url:
@@ -42,7 +45,7 @@ def packer(target: Target, function: str, kwargs: Mapping[str, Any], *, durable:
             f"{function} is a web function and takes HTTP requests only; send them to {target.web_url}, or call what "
             f"it builds in this process with {function}.local()"
         )
-    dump, by_name, named = bulk.Dumper().dump, target.knows_main, dict(kwargs)
+    dump, by_name, named = bulk.dump_once if once else bulk.Dumper().dump, target.knows_main, dict(kwargs)
 
     def pack(args: tuple[Any, ...]) -> list[bytes]:
         try:

@@ -59,7 +59,7 @@ class CallVerbs:
         """Call it in a container and wait for what it returns. What it raises is raised here, as its own type."""
         target = await self._target_of("remote")
         client = target.client
-        data, is_ref = await packer(target, self.name, kwargs, durable=False).apart(args)
+        data, is_ref = await packer(target, self.name, kwargs, durable=False, once=True).apart(args)
         call = SingleCall(client, target.function_id, wire.REMOTE, data, is_ref, target.options, target.method)
         client.begin(call)
         call.submit()
@@ -88,7 +88,7 @@ class CallVerbs:
     async def spawn(self, *args: Any, **kwargs: Any) -> FunctionCall[Any]:
         """Hand in one input and return once it is safe; it runs whatever becomes of this program."""
         target = await self._target_of("spawn")
-        data, is_ref = await packer(target, self.name, kwargs, durable=True).apart(args)
+        data, is_ref = await packer(target, self.name, kwargs, durable=True, once=True).apart(args)
         call = SingleCall(target.client, target.function_id, wire.SPAWN, data, is_ref, target.options, target.method)
         target.client.begin(call)
         call.submit()

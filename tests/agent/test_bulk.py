@@ -87,3 +87,35 @@ def test_a_damaged_payload_is_refused(blobs: SharedFolder, durable: bool) -> Non
     os.unlink(path)
     with pytest.raises(FileNotFoundError):
         bulk.load_payload(blobs, ref)
+
+
+class Nested:
+    """Pickling it pickles another value, as user code that makes a call there does."""
+
+    def __init__(self, inner: object) -> None:
+        self.inner = inner
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return bytes, (b"".join(bulk.dump_once(self.inner)),)
+
+
+def test_a_threads_dumper_may_be_needed_while_it_is_in_use() -> None:
+    outer = pickle.loads(b"".join(bulk.dump_once([Nested([1, 2]), "after"])))
+    assert (pickle.loads(outer[0]), outer[1]) == ([1, 2], "after")
+
+
+def test_a_value_that_cannot_be_pickled_leaves_nothing_behind_for_the_next_one() -> None:
+    shared = ["shared"]
+    with pytest.raises(Unpicklable):
+        bulk.dump_once([shared, shared, threading.Lock()])
+    assert pickle.loads(b"".join(bulk.dump_once([shared, shared]))) == [shared, shared]
+    large = b"x" * 100_000
+    assert pickle.loads(b"".join(bulk.dump_once(large))) == large
+    assert pickle.loads(b"".join(bulk.dump_once("small"))) == "small"
+
+
+@pytest.mark.parametrize("size", [0, 10, 5_000])
+def test_a_name_of_main_is_found_in_a_pickle_of_any_size(size: int) -> None:
+    assert bulk.names_main([b"x" * size + b"__main__"])
+    assert not bulk.names_main([b"x" * size])
+    assert not bulk.names_main([b"__main__" + b"x" * bulk.GLOBALS_PIECE_BYTES])

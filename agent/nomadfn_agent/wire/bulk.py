@@ -8,6 +8,7 @@ no buffer is copied on the way.
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,6 +64,19 @@ class Dumper:
         return pieces
 
 
+_of_thread = threading.local()
+
+
+def dump_once(value: Any) -> list[bytes]:
+    """As `Dumper.dump`, with a dumper that this thread keeps: to make one takes longer than to pickle a small value."""
+    # It is taken out meanwhile, for pickling may run user code that comes here, too.
+    dumper: Dumper = _of_thread.__dict__.pop("dumper", None) or Dumper()
+    try:
+        return dumper.dump(value)
+    finally:
+        _of_thread.dumper = dumper
+
+
 def size_of(pieces: Sequence[bytes]) -> int:
     """In bytes. A piece may be any buffer: an array's memory is one whose items are larger than a byte."""
     return sum(memoryview(piece).nbytes for piece in pieces)
@@ -70,6 +84,8 @@ def size_of(pieces: Sequence[bytes]) -> int:
 
 def names_main(pieces: Sequence[bytes]) -> bool:
     """Whether a pickle may refer to something of `__main__`."""
+    if len(pieces) == 1 and type(pieces[0]) is bytes:
+        return len(pieces[0]) <= GLOBALS_PIECE_BYTES and b"__main__" in pieces[0]
     return any(memoryview(one).nbytes <= GLOBALS_PIECE_BYTES and b"__main__" in bytes(one) for one in pieces)
 
 
