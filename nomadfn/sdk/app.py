@@ -279,6 +279,9 @@ class App:
         self._running = running
         observer.running(self.name, app_id, (await off_loop(client.connect)).target or handle.target)
         observer.web_functions(running.web_urls)
+        scheduled = [name for name, one in self.registered_functions.items() if one.spec and one.spec.schedule]
+        if scheduled:
+            observer.notice(f"schedules begin when the app is deployed, and not here: {', '.join(scheduled)}")
 
     async def _replace(self, former: App, observer: Observer) -> None:
         """Take the place of `former`, which runs: by its connection and under its id."""

@@ -108,7 +108,9 @@ def test_the_commands_show_when_it_runs_next_and_its_app_ends_it(world: World) -
 def test_a_program_that_is_only_run_has_no_schedule(world: World) -> None:
     world.env["RUNS"] = str(world.folder / "runs")
     world.write("timed.py", PROGRAM + MAIN)
-    assert world.nomadfn("run", "timed.py").ok().out == "1\n"
+    done = world.nomadfn("run", "timed.py").ok()
+    assert done.out == "1\n"
+    assert "schedules begin when the app is deployed, and not here: every_two_seconds, on_weekdays" in done.err
     assert not runs(world)
 
 
