@@ -292,7 +292,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 
 def _capacity(record: dict[str, Any]) -> str:
-    return f"room for {record['capacity']} containers"
+    return f"room for {record['capacity']} container{'' if record['capacity'] == 1 else 's'}"
 
 
 def _tidy_up(folder: Path) -> None:

@@ -16,6 +16,8 @@ from .errors import Reader
 if TYPE_CHECKING:
     from nomadfn.call_graph import InputInfo
 
+ANSWER_S = 5.0
+"""How much longer than it was asked to wait the control service may take to say so."""
 LONGEST_POLL_S = 30.0
 PAGE = 256
 """Results that one question asks for."""
@@ -80,7 +82,13 @@ class FunctionCall(Generic[R]):
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             rest_s = LONGEST_POLL_S if deadline is None else max(0.0, deadline - time.monotonic())
-            body = await self._ask(index, 1, min(rest_s, LONGEST_POLL_S))
+            pending = self._ask(index, 1, min(rest_s, LONGEST_POLL_S))
+            if deadline is not None and not await pending.within(rest_s + ANSWER_S):
+                raise TimeoutError(
+                    f"{self._function} has no result after {timeout} s, and the control service does not answer; "
+                    f"ask again later"
+                )
+            body = await pending
             if body["indexes"]:
                 return _value((await self._read(body))[0])
             total = body["num_inputs"]

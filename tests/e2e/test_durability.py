@@ -193,6 +193,28 @@ def test_a_client_says_so_when_the_service_was_killed_and_nobody_starts_it_again
     assert "nomadfn up" in done.err, done.report
 
 
+PATIENT = """
+    import os, signal, sys
+    import nomadfn
+
+    call = nomadfn.Function.from_name("jobs", "stamp").spawn(1, 60)
+    os.kill(int(sys.argv[1]), signal.SIGKILL)
+    try:
+        call.get(timeout=1)
+    except TimeoutError as error:
+        print(error)
+"""
+
+
+def test_a_get_with_a_timeout_ends_though_the_service_was_killed(jobs: World) -> None:
+    jobs.write("patient.py", PATIENT)
+    pid = jobs.service_pid()
+    tree = [pid, *jobs.descendants(pid)]
+    done = jobs.execute(sys.executable, "patient.py", pid).ok()
+    jobs.gone(tree)
+    assert "no result after 1 s, and the control service does not answer; ask again later" in done.out
+
+
 TWO = """
     import os, sys
     import nomadfn
