@@ -72,17 +72,22 @@ UNSUPPORTED = {
 class Retries:
     """How a failed input is run again: the n-th retry waits `initial_delay * backoff_coefficient ** (n - 1)`.
 
-    Delays are seconds from 0 to 60, `max_delay` caps them, and the coefficient is from 1 to 10.
+    Delays are seconds from 0 to 60, `max_delay` caps them, and the coefficient is from 1 to 10. `max_retries` has to be
+    given. Raises InvalidError.
     """
 
     def __init__(
         self,
-        *,
-        max_retries: int,
+        *misplaced: Any,
+        max_retries: int | None = None,
         backoff_coefficient: float = 2.0,
         initial_delay: float = 1.0,
         max_delay: float = 60.0,
     ) -> None:
+        if misplaced:
+            raise InvalidError("Retries takes its settings by name: write Retries(max_retries=3)")
+        if max_retries is None:
+            raise InvalidError("Retries needs max_retries=, how often a failed input is run again")
         if not _is_int(max_retries) or max_retries < 0:
             raise InvalidError(f"Retries: max_retries={max_retries!r} must be a whole number, 0 or more")
         for name, value, low, high in (

@@ -40,12 +40,14 @@ class Parameter:
         return self.default
 
 
-def parameter(*, default: Any = NO_DEFAULT, init: bool = True) -> Any:
+def parameter(*misplaced: Any, default: Any = NO_DEFAULT, init: bool = True) -> Any:
     """Declare a parameter of a class: `size: str = nomadfn.parameter(default="small")`, then `Model(size="large")`.
 
     Its type is str, int, bool or bytes. Without a default each instance has to be given a value. With `init=False` it
     is no parameter: it only names an attribute, for type checkers, that an `@enter` method sets.
     """
+    if misplaced:
+        raise InvalidError(f"parameter takes its settings by name: write parameter(default={misplaced[0]!r})")
     if not isinstance(init, bool):
         raise InvalidError(f"parameter(init={init!r}): init must be True or False")
     return Parameter(default, init)

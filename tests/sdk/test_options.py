@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nomadfn import App, Function, Retries, Secret, method
+from nomadfn import App, Function, Retries, Secret, method, parameter
 from nomadfn.exception import DeprecationError, InvalidError, UnsupportedError
 
 names = itertools.count()
@@ -249,3 +249,12 @@ def test_the_secrets_of_an_app_come_before_those_of_its_functions() -> None:
 def test_what_is_on_or_off_is_not_anything_else() -> None:
     with pytest.raises(InvalidError, match="serialized='yes' must be True or False"):
         make(serialized="yes")
+
+
+def test_settings_that_go_by_name_say_so() -> None:
+    with pytest.raises(InvalidError, match=r"write Retries\(max_retries=3\)"):
+        Retries(3)
+    with pytest.raises(InvalidError, match="needs max_retries="):
+        Retries()
+    with pytest.raises(InvalidError, match=r"write parameter\(default=5\)"):
+        parameter(5)
