@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Generator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import uvicorn
 from starlette.requests import ClientDisconnect
@@ -52,12 +52,10 @@ class ApiServer:
             await self._task
 
 
-async def serve_api(app: ASGIApp, listener: socket.socket) -> ApiServer:
-    """Serve `app` on a bound socket, within the running event loop. Close what this returns."""
-    config = uvicorn.Config(
+def config_of(app: Any, **settings: Any) -> uvicorn.Config:
+    """What every server of the control service has in common: it says nothing of itself, and logs no requests."""
+    return uvicorn.Config(
         app,
-        http=_HeaderDeadline,
-        ws="none",
         lifespan="off",
         interface="asgi3",
         log_config=None,
@@ -65,6 +63,16 @@ async def serve_api(app: ASGIApp, listener: socket.socket) -> ApiServer:
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        **settings,
+    )
+
+
+async def serve_api(app: ASGIApp, listener: socket.socket) -> ApiServer:
+    """Serve `app` on a bound socket, within the running event loop. Close what this returns."""
+    config = config_of(
+        app,
+        http=_HeaderDeadline,
+        ws="none",
         limit_concurrency=CONNECTIONS_MAX,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=CLOSE_GRACE_S,

@@ -8,11 +8,10 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from nomadfn.control.http_server import ApiServer
+from nomadfn.control.http_server import ApiServer, config_of
 
 CONNECTIONS_MAX = 10_000
 KEEP_ALIVE_S = 75
@@ -47,19 +46,12 @@ def make_server(
             super().connection_made(transport)
             self.logger = quiet
 
-    config = uvicorn.Config(
+    config = config_of(
         app,
         http=Bounded,
         ws=Quiet,
         ws_max_size=WEBSOCKET_BYTES,
         ws_per_message_deflate=False,
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
         limit_concurrency=CONNECTIONS_MAX,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=CLOSE_GRACE_S,
