@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
@@ -25,7 +26,7 @@ T = TypeVar("T")
 class Pending(Generic[T]):
     """A value, or an error, that another thread will give. Once it is given it stays."""
 
-    __slots__ = ("_error", "_lock", "_value", "_wakers", "done")
+    __slots__ = ("_error", "_lock", "_value", "_wakers", "done", "reader")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -34,6 +35,8 @@ class Pending(Generic[T]):
         self._error: BaseException | None = None
         self._wakers: list[Callable[[], None]] | None = None
         self.done = False
+        self.reader: Callable[[Pending[T], float | None], None] | None = None
+        """What a thread that is about to block for this does first: it may be able to fetch it."""
 
     def set(self, value: T) -> None:
         """Give the value; only the first `set` or `fail` counts."""
@@ -48,6 +51,11 @@ class Pending(Generic[T]):
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until the value is there; False when it is not within `timeout_s` (None waits for ever)."""
+        if self.reader is not None and not self.done and timeout_s != 0:
+            since = time.monotonic()
+            self.reader(self, timeout_s)
+            if timeout_s is not None:
+                timeout_s -= time.monotonic() - since
         if not self.done and self._lock.acquire(timeout=-1 if timeout_s is None else max(0.0, timeout_s)):
             self._lock.release()
         return self.done

@@ -173,6 +173,7 @@ class StreamCall:
         method: str = "",
     ) -> None:
         self.id = new_call_id()
+        self.outcome = None
         self._options = options
         self._method = method
         self._parent = current_input_id() or ""

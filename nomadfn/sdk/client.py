@@ -24,28 +24,29 @@ from nomadfn_agent import wire
 from nomadfn_agent.wire.link import Link, LinkClosed, LinkRefused
 from nomadfn_agent.wire.store import BlobStore, Place
 
-from nomadfn.exception import AuthError, Error, InternalError, ServiceError
+from nomadfn.exception import AuthError, Error, ServiceError
 
 from . import errors, service
-from .blocking import Pending
+from .blocking import Pending, driving_loop
 from .chores import Chores
 from .outgoing import Outgoing
 from .progress import Observer
+from .reading import Opened, Reader
 
 CONNECT_TIMEOUT_S = 10.0
 RECONNECT_S = 45.0
 LONGEST_PAUSE_S = 2.0
-ACK_EVERY_RESULTS = 256
-ACK_EVERY_BYTES = 1 << 20
-ACK_IDLE_S = 0.1
-QUIET_S = 5.0
-"""A client of a cluster that hears nothing for so long asks whether another control service leads by now."""
 
 
 class OpenCall(Protocol):
     """A call that the client keeps until it is done; see `calls`."""
 
     id: str
+
+    @property
+    def outcome(self) -> Pending[Any] | None:
+        """What it gives as a whole; None for one that gives many results."""
+        ...
 
     def take(self, frame: wire.Results) -> None: ...
     def accept(self, frame: wire.Accepted) -> None: ...
@@ -76,8 +77,7 @@ class Client:
         self.session = f"se-{secrets.token_hex(16)}"
         self._lock = threading.RLock()
         self._link: Link | None = None
-        self._reader: threading.Thread | None = None
-        self._suspicion: threading.Thread | None = None
+        self._reader = Reader(self)
         self._chores = Chores()
         self._welcome: wire.Welcome | None = None
         self._calls: dict[str, OpenCall] = {}
@@ -86,9 +86,6 @@ class Client:
         self._standing: list[wire.Request] = []
         self._ids = itertools.count(1)
         self._outgoing = Outgoing(lambda: self._link)
-        self._seen = 0
-        self._acked = 0
-        self._unacked_bytes = 0
         self._broken: BaseException | None = None
         self._closing = False
 
@@ -103,11 +100,8 @@ class Client:
                 if self._welcome is None:
                     link, welcome, rest = self._open_first()
                     self._link = link
-                    self._reader = threading.Thread(
-                        target=self._read, args=(link, rest), name="nomadfn-reader", daemon=True
-                    )
                     self._welcome = welcome
-                    self._reader.start()
+                    self._reader.start(link, rest)
         return self._welcome
 
     def _place(self) -> Place:
@@ -121,11 +115,16 @@ class Client:
             if self._broken is not None:
                 raise self._broken.with_traceback(None)
             self._calls[call.id] = call
+        if call.outcome is None or driving_loop() is not None:
+            self._reader.come_back()
+        else:
+            call.outcome.reader = self._reader.read_for
 
     def begin_stream(self, call: OpenStream) -> None:
         """As `begin`, for a call that gives parts."""
         self._streams[call.id] = call
         self.begin(call)
+        self._reader.come_back()
 
     def forget(self, call: str) -> None:
         self._calls.pop(call, None)
@@ -155,12 +154,16 @@ class Client:
         self.connect()
         frame = wire.Request(next(self._ids), operation, body)
         pending: Pending[Any] = Pending()
+        if driving_loop() is None:
+            pending.reader = self._reader.read_for
         with self._lock:
             if self._broken is not None:
                 raise self._broken.with_traceback(None)
             self._requests[frame.id] = (frame, pending)
             if standing:
                 self._standing.append(frame)
+        if pending.reader is None:
+            self._reader.come_back()
         self.send(frame)
         return pending
 
@@ -205,67 +208,38 @@ class Client:
             if self._closing:
                 return
             self._closing = True
-            link, reader = self._link, self._reader
-        self._acknowledge()
-        self._fail(ServiceError("the connection to the control service was closed while this was under way"))
+            link = self._link
+        self._reader.acknowledge()
+        self.fail(ServiceError("the connection to the control service was closed while this was under way"))
         if link is not None:
             link.close()
-        if reader is not None and reader is not threading.current_thread():
-            reader.join(5)
+        self._reader.join(5)
 
-    # The reader thread.
+    # What the reader does with what has come.
 
-    def _read(self, link: Link, messages: list[bytes]) -> None:
-        while True:
-            try:
-                self._read_until_lost(link, messages)
-            except LinkClosed as lost:
-                link.close()
-                if self._closing:
-                    return
-                again = self._reconnect(lost)
-                if again is None:
-                    return
-                link, messages = again
-            except Exception as fault:
-                link.close()
-                self._fail(InternalError(f"the connection to the control service failed: {fault!r}"))
-                return
+    @property
+    def closing(self) -> bool:
+        return self._closing
 
-    def _read_until_lost(self, link: Link, messages: list[bytes]) -> None:
-        decode = wire.decode_to_client
-        while True:
-            for message in messages:
-                self._dispatch(decode(message))
-            unacked = self._seen - self._acked
-            if unacked >= ACK_EVERY_RESULTS or self._unacked_bytes >= ACK_EVERY_BYTES or (unacked and not messages):
-                self._acknowledge()
-                unacked = 0
-            messages = link.receive(ACK_IDLE_S if unacked else QUIET_S if self.handle.locate else None)
-            if not messages and not unacked and (self._calls or self._requests):
-                self._suspect(link)
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call and no request is open."""
+        return not self._calls and not self._requests
 
-    def _suspect(self, link: Link) -> None:
-        """See whether another one leads, on a thread: one that is frozen, or cut off, closes no connection."""
-        locate, known = self.handle.locate, self.handle.data_url
+    def awaits(self, frame: wire.ToClientFrame, pending: Pending[Any]) -> bool:
+        """Whether all of `frame` is for whoever waits for `pending`."""
+        match frame:
+            case wire.Results() | wire.Accepted() | wire.Rejected():
+                call = self._calls.get(frame.call)
+                return call is not None and call.outcome is pending
+            case wire.Reply():
+                return self._requests.get(frame.id, (None, None))[1] is pending
+            case _:
+                return False
 
-        def look() -> None:
-            try:
-                leader = locate("") if locate is not None else None
-            except Error:
-                return
-            if leader is not None and leader.data_url != known:
-                link.close()
-
-        if self._suspicion is None or not self._suspicion.is_alive():
-            self._suspicion = threading.Thread(target=look, name="nomadfn-suspicion", daemon=True)
-            self._suspicion.start()
-
-    def _dispatch(self, frame: wire.ToClientFrame) -> None:
+    def dispatch(self, frame: wire.ToClientFrame) -> None:
         match frame:
             case wire.Results() | wire.ManyResults():
-                self._seen = max(self._seen, frame.number)
-                self._unacked_bytes += sum(map(len, frame.payloads))
                 for results in frame.each():
                     if call := self._calls.get(results.call):
                         call.take(results)
@@ -290,12 +264,6 @@ class Client:
                 self.tell(self.observer.stats, frame)
             case wire.Welcome():
                 pass
-
-    def _acknowledge(self) -> None:
-        if self._seen > self._acked:
-            self._acked = self._seen
-            self._unacked_bytes = 0
-            self.send(wire.Ack(self._acked))
 
     # Connecting.
 
@@ -345,9 +313,9 @@ class Client:
     def _hello(self) -> wire.Hello:
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
         parent = os.environ.get("NOMADFN_CONTAINER_ID", "")
-        return wire.Hello(wire.VERSION, "client", self.session, python, "", self._seen, parent, takes_many=True)
+        return wire.Hello(wire.VERSION, "client", self.session, python, "", self._reader.seen, parent, takes_many=True)
 
-    def _reconnect(self, lost: LinkClosed) -> tuple[Link, list[bytes]] | None:
+    def reconnect(self, lost: LinkClosed) -> Opened | None:
         """Come back as the same session, within RECONNECT_S; None when that failed and everyone has been told."""
         self._link = None
         deadline = time.monotonic() + RECONNECT_S
@@ -381,15 +349,15 @@ class Client:
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
         if not self._closing:
-            self._fail(error)
+            self.fail(error)
         return None
 
-    def _resume(self) -> tuple[Link, list[bytes]]:
+    def _resume(self) -> Opened:
         link, welcome, messages = self._open()
         try:
             before = self._welcome
             if not welcome.resumed:
-                self._seen = self._acked = 0
+                self._reader.begin_anew()
             if not welcome.resumed or before is None or welcome.epoch != before.epoch:
                 messages += self._stand_again(link)
             with self._lock:
@@ -429,7 +397,7 @@ class Client:
                     raise ServiceError(f"the app could not be started again: {frame.message}")
         return other
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """Nothing more will come: everyone who waits is told why."""
         with self._lock:
             self._broken = error

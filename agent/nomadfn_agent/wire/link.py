@@ -130,6 +130,19 @@ class Link:
         messages, self._ready = self._ready, []
         return messages
 
+    def wait(self, timeout_s: float) -> bool:
+        """Whether something arrives, or the link ends, within the time. For the thread that receives."""
+        return bool(self._ready or self._closed or self._poll.poll(timeout_s * 1000))
+
+    def receive_once(self) -> list[bytes]:
+        """Read once, which does not block after `wait`, and give the messages that are whole. Raises LinkClosed."""
+        if not self._ready:
+            if self._closed:
+                raise LinkClosed("the connection is closed")
+            self._read()
+        messages, self._ready = self._ready, []
+        return messages
+
     def fileno(self) -> int:
         return self._socket.fileno()
 
@@ -158,6 +171,11 @@ class Link:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
+
+    def tear(self) -> None:
+        """As `hang_up`, and nothing more is received: what was read may have been lost on its way to who read it."""
+        self._closed = True
+        self.hang_up()
 
     def abandon(self) -> None:
         """Drop this process's copy of the socket and say nothing: for a forked child, whose parent goes on."""
