@@ -42,11 +42,16 @@ TEXT_MAX = 16 * 1024
 def main(claims: Claims, inbox: int | None = None) -> int:
     """Run the container that the environment describes, until it has drained. Returns its exit code.
 
-    NOMADFN_DATA_URL and NOMADFN_TOKEN say where to join, NOMADFN_CONTAINER_ID who this is. From `inbox` comes what
-    `Summons` has sent.
+    NOMADFN_DATA_URL, NOMADFN_DATA_SOCKET and NOMADFN_TOKEN say where to join, NOMADFN_CONTAINER_ID who this is. From
+    `inbox` comes what `Summons` has sent.
     """
     try:
-        link = Link.connect(os.environ["NOMADFN_DATA_URL"], os.environ["NOMADFN_TOKEN"], CONNECT_TIMEOUT_S)
+        link = Link.connect(
+            os.environ["NOMADFN_DATA_URL"],
+            os.environ["NOMADFN_TOKEN"],
+            CONNECT_TIMEOUT_S,
+            os.environ.get("NOMADFN_DATA_SOCKET", ""),
+        )
         bind, rest = _join(link)
     except (LinkClosed, LinkRefused, OSError) as error:
         print(f"nomadfn: this container could not join its control service: {error}", file=sys.stderr, flush=True)

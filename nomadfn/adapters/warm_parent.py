@@ -16,6 +16,7 @@ PRIVATE_VARIABLES = (
     "NOMADFN_WEB_TOKEN",
     "NOMADFN_CONTAINER_ID",
     "NOMADFN_DATA_URL",
+    "NOMADFN_DATA_SOCKET",
     "NOMADFN_HTTP_URL",
 )
 """What the control service's own environment may hold and no container may inherit."""

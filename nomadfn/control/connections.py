@@ -7,6 +7,7 @@ A connection says who it is in its upgrade request (the token) and in its first 
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
 import time
 from collections.abc import Sequence
@@ -213,8 +214,10 @@ def _shortened(reason: str) -> bytes:
     return "…".join((text[:30].decode(errors="ignore"), text[-90:].decode(errors="ignore"))).encode()
 
 
-async def listen(service: Service, host: str, port: int) -> asyncio.Server:
-    """Accept websockets on `/v1/connect`; a request without a good token gets 401."""
+async def listen(
+    service: Service, host: str | None = None, port: int | None = None, sock: socket.socket | None = None
+) -> asyncio.Server:
+    """Accept websockets on `/v1/connect`, by TCP or on `sock`; a request without a good token gets 401."""
 
     def accept(request: picows.WSUpgradeRequest) -> Connection | picows.WSUpgradeResponseWithListener | None:
         if request.path.partition(b"?")[0] != b"/v1/connect":
@@ -236,6 +239,7 @@ async def listen(service: Service, host: str, port: int) -> asyncio.Server:
         accept,
         host,
         port,
+        sock=sock,
         max_frame_size=FRAME_MAX_BYTES,
         enable_auto_pong=False,
         websocket_handshake_timeout=HELLO_TIMEOUT_S,

@@ -55,6 +55,7 @@ class Containers:
         token = self._admit(container)
         env = {
             "NOMADFN_DATA_URL": self._service.address.data_url,
+            "NOMADFN_DATA_SOCKET": self._service.address.data_socket,
             "NOMADFN_HTTP_URL": self._service.address.http_url,
             "NOMADFN_TOKEN": token,
             "NOMADFN_CONTAINER_ID": container.id,

@@ -16,12 +16,15 @@ import msgspec
 from nomadfn import ports
 from nomadfn.adapters.local import LocalCluster
 from nomadfn.adapters.warm_parent import WarmParent
+from nomadfn.control.local_socket import listen_at
 from nomadfn.control.serving import StorageError, bind, bring_back, end, taken, url
 from nomadfn.exception import ConflictError, Error, ServiceError
 
 if TYPE_CHECKING:
     from nomadfn.control.service import Service
     from nomadfn.control.settings import Settings
+
+DATA_SOCKET = "data.sock"
 
 
 async def serve(settings: Settings, parent: WarmParent, tell: Callable[[dict[str, Any]], None], private: bool) -> int:
@@ -39,6 +42,7 @@ async def serve(settings: Settings, parent: WarmParent, tell: Callable[[dict[str
     except OSError as error:
         raise ConflictError(taken("data_port", settings.host, settings.data_port, error)) from None
     service.address.data_url = url("ws", settings.host, listener.sockets[0].getsockname()[1]) + "/v1/connect"
+    local = await _listen_locally(service, settings.data_dir)
     link_memory(storage.blobs.folder)
     service.web.prepare(settings, private=private)
     await service.start()
@@ -54,6 +58,9 @@ async def serve(settings: Settings, parent: WarmParent, tell: Callable[[dict[str
     finally:
         (settings.data_dir / "service.json").unlink(missing_ok=True)
         listener.close()
+        if local is not None:
+            local.close()
+            (settings.data_dir / DATA_SOCKET).unlink(missing_ok=True)
         await service.web.close()
         await service.close("it was told to end" if fault is None else str(fault))
         if api is not None:
@@ -64,6 +71,18 @@ async def serve(settings: Settings, parent: WarmParent, tell: Callable[[dict[str
     if fault is not None:
         raise StorageError(f"the control service cannot go on: {fault}") from fault
     return 0
+
+
+async def _listen_locally(service: Service, folder: Path) -> asyncio.Server | None:
+    """The same listener on a Unix socket in the data folder, if one can be there: TCP reaches everything as well."""
+    from nomadfn.control.connections import listen
+
+    path = folder.absolute() / DATA_SOCKET
+    sock = listen_at(path)
+    if sock is None:
+        return None
+    service.address.data_socket = str(path)
+    return await listen(service, sock=sock)
 
 
 class _Storage(msgspec.Struct, frozen=True):
@@ -171,6 +190,7 @@ def _announce(folder: Path, service: Service, private: bool) -> dict[str, Any]:
         "pid": os.getpid(),
         "http_url": service.address.http_url,
         "data_url": service.address.data_url,
+        "data_socket": service.address.data_socket,
         "version": __version__,
         "data_dir": str(folder),
         "capacity": service.cluster.capacity,

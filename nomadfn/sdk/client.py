@@ -283,7 +283,7 @@ class Client:
         """A link that has said hello, the welcome, and what came right behind it."""
         handle = self.handle
         try:
-            link = Link.connect(handle.data_url, handle.token, CONNECT_TIMEOUT_S)
+            link = Link.connect(handle.data_url, handle.token, CONNECT_TIMEOUT_S, handle.data_socket)
         except LinkRefused as refused:
             raise _refusal(refused, handle) from None
         except OSError as error:

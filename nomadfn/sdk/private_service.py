@@ -45,13 +45,16 @@ class Record(NamedTuple):
     pid: int
     data_url: str
     http_url: str
+    data_socket: str = ""
 
 
 def read_record(data_dir: Path) -> Record | None:
     """Of the service that `nomadfn up` keeps in `data_dir`, if it runs and its port answers."""
     try:
         record = json.loads((data_dir / "service.json").read_text())
-        found = Record(int(record["pid"]), str(record["data_url"]), str(record["http_url"]))
+        found = Record(
+            int(record["pid"]), str(record["data_url"]), str(record["http_url"]), str(record.get("data_socket", ""))
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if _is_alive(found.pid) and _answers(found.data_url) else None

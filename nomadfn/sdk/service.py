@@ -39,6 +39,8 @@ class ServiceHandle:
     data_dir: Path | None
     target: str
     """The service in words, for the first line that a command prints."""
+    data_socket: str = ""
+    """A Unix socket of the same listener, for processes on its machine."""
     process: subprocess.Popen[bytes] | None = None
     locate: Callable[[str], Leader | None] | None = field(default=None, repr=False)
     """Where the leader of a cluster is now; given the data address of one that was lost, waits a moment for another."""
@@ -70,12 +72,8 @@ class ServiceHandle:
         found = find_running(self.data_dir)
         if found is None:
             return False
-        self.data_url, self.http_url, self.token, self.target = (
-            found.data_url,
-            found.http_url,
-            found.token,
-            found.target,
-        )
+        self.data_url, self.http_url, self.data_socket = found.data_url, found.http_url, found.data_socket
+        self.token, self.target = found.token, found.target
         return True
 
     def obituary(self) -> str | None:
@@ -99,6 +97,7 @@ def attach() -> ServiceHandle | None:
             private=False,
             data_dir=None,
             target="the control service of this container",
+            data_socket=os.environ.get("NOMADFN_DATA_SOCKET", ""),
             locate=(lambda lost: _leader().ask(context.control_urls(), lost)) if is_clustered else None,
         )
     return find_staying()
@@ -153,10 +152,10 @@ def find_running(data_dir: Path) -> ServiceHandle | None:
     record = private_service.read_record(data_dir)
     if record is None:
         return None
-    pid, data_url, http_url = record
+    pid, data_url, http_url, data_socket = record
     token = os.environ.get("NOMADFN_TOKEN") or _read_token(data_dir)
     target = f"this machine, the control service of `nomadfn up` (pid {pid}, {http_url})"
-    return ServiceHandle(data_url, http_url, token, False, data_dir, target)
+    return ServiceHandle(data_url, http_url, token, False, data_dir, target, data_socket)
 
 
 def start_private() -> ServiceHandle:
@@ -178,6 +177,7 @@ def start_private() -> ServiceHandle:
         private=True,
         data_dir=launch.folder,
         target="this machine, a private control service",
+        data_socket=str(record.get("data_socket", "")),
         process=launch.process,
     )
     end = weakref.finalize(handle, private_service.end, launch.process, launch.lifeline, launch.folder, os.getpid())
