@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
+from pathlib import Path
+from random import Random
 
 import pytest
 from nomadfn_agent.wire.link import Link, LinkClosed, LinkRefused
+from websockets.client import ClientProtocol
+from websockets.frames import Frame
 from websockets.http11 import Request, Response
-from websockets.sync.server import ServerConnection, serve
+from websockets.server import ServerProtocol
+from websockets.sync.server import ServerConnection, serve, unix_serve
+from websockets.uri import parse_uri
 
 
 @contextmanager
@@ -175,4 +182,124 @@ def test_many_threads_may_send_at_once() -> None:
             thread.join(20)
         assert sorted(one[0] for one in got) == sorted(list(range(8)) * 20)
         assert all(len(set(one)) == 1 for one in got)
+        link.close()
+
+
+def frame(first: int, data: bytes) -> bytes:
+    """A frame as a server sends it."""
+    size = len(data)
+    if size < 126:
+        return bytes((first, size)) + data
+    return (
+        bytes((first, 126)) + size.to_bytes(2) + data
+        if size < 1 << 16
+        else bytes((first, 127)) + size.to_bytes(8) + data
+    )
+
+
+def test_frames_come_in_their_order_however_they_are_cut() -> None:
+    random = Random(7)
+    frames: list[bytes] = []
+    expected: list[bytes] = []
+    for number in range(400):
+        data = random.randbytes(random.choice((0, 1, 125, 126, 127, 1000, 65535, 65536, 70_000)))
+        match number % 5:
+            case 0:  # in two fragments, with a ping between them
+                cut = len(data) // 2
+                frames += frame(0x02, data[:cut]), frame(0x89, b"?"), frame(0x80, data[cut:])
+            case 1:
+                frames += frame(0x89, b"ping"), frame(0x82, data)
+            case _:
+                frames.append(frame(0x82, data))
+        expected.append(data)
+    stream = b"".join(frames)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        link = Link(ours, opened())
+        got: list[bytes] = []
+        start = 0
+        while start < len(stream):
+            size = random.choice((1, 2, 3, 9, 100, 1000, 100_000))
+            theirs.sendall(stream[start : start + size])
+            start += size
+            while link.wait(0):
+                got += link.receive_once()
+                theirs.setblocking(False)
+                with suppress(BlockingIOError):
+                    theirs.recv(1 << 20)  # the answers to the pings
+                theirs.setblocking(True)
+        assert [bytes(one) for one in got] == expected
+
+
+def opened() -> ClientProtocol:
+    """The client's side of a websocket that has shaken hands."""
+    client, other = ClientProtocol(parse_uri("ws://here/")), ServerProtocol()
+    client.send_request(client.connect())
+    other.receive_data(b"".join(client.data_to_send()))
+    (request,) = other.events_received()
+    assert isinstance(request, Request)
+    other.send_response(other.accept(request))
+    client.receive_data(b"".join(other.data_to_send()))
+    client.events_received()
+    return client
+
+
+@pytest.mark.parametrize("wrong", [frame(0x82, b"x")[:1] + b"\x81" + b"mask" + b"x", frame(0xC2, b"reserved")])
+def test_what_no_server_may_send_ends_the_link(wrong: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        link = Link(ours, opened())
+        theirs.sendall(frame(0x82, b"good") + wrong)
+        assert link.receive(20) == [b"good"]
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(LinkClosed, match="broke the websocket protocol"):
+            link.receive(20)
+
+
+def test_what_has_come_of_a_frame_goes_along_when_the_connection_is_handed_over() -> None:
+    for data in (b"small", bytes(600), bytes(100_000)):
+        whole = frame(0x82, data)
+        for cut in {1, 2, 3, 6, min(11, len(whole) - 1), len(whole) - 1}:
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                link = Link(ours, opened())
+                theirs.sendall(frame(0x82, b"before") + whole[:cut])
+                assert link.receive(20) == [b"before"]
+                while link.wait(0):
+                    assert link.receive_once() == []
+                _, protocol, messages = link.release()
+                assert messages == []
+                protocol.receive_data(whole[cut:])
+                (event,) = protocol.events_received()
+                assert isinstance(event, Frame)
+                assert bytes(event.data) == data
+
+
+def test_a_torn_link_gives_nothing_that_has_come_already() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        link = Link(ours, opened())
+        theirs.sendall(frame(0x82, b"lost"))
+        link.tear()
+        with pytest.raises(LinkClosed):
+            link.receive(20)
+
+
+def test_a_server_is_reached_over_its_unix_socket_and_by_tcp_where_there_is_none(tmp_path: Path) -> None:
+    path = str(tmp_path / "data.sock")
+    with unix_serve(echo, path, compression=None) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        try:
+            link = Link.connect("ws://127.0.0.1:1/v1/connect", "nf_good", socket_path=path)
+            link.send(b"by the socket")
+            assert link.receive(20) == [b"by the socket"]
+            link.close()
+        finally:
+            running.shutdown()
+            thread.join(10)
+    with server(echo) as url:
+        link = Link.connect(url, "nf_good", socket_path=str(tmp_path / "nobody"))
+        link.send(b"by TCP")
+        assert link.receive(20) == [b"by TCP"]
         link.close()

@@ -1,6 +1,7 @@
 """The client's end of a websocket, blocking, on a plain socket.
 
-The `websockets` library does the handshake and the frames without I/O; this module moves the bytes. One
+The `websockets` library does the handshake and all but the plainest frames (`incoming`) without I/O; this module moves
+the bytes. One
 thread may receive while others send: what a receiver owes the other side (an answer to a ping) never waits
 for a sender that is blocked on a full socket, so two ends that both write cannot lock each other up.
 """
@@ -18,15 +19,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from .deferred import defer
+from .incoming import MAX_MESSAGE_BYTES, Incoming
 
 if TYPE_CHECKING:
     from websockets.client import ClientProtocol
 
-RECEIVE_BYTES = 512 * 1024
 LOCAL_SEND_BYTES = 2 * 1024 * 1024
 """What a Unix socket takes before its writer waits; TCP's buffers grow by themselves. The system may allow less."""
-MAX_MESSAGE_BYTES = 1 << 30
 DEAD_PEER_S = 30
 """A peer whose machine does not answer for this long is taken for gone."""
 
@@ -34,9 +33,6 @@ KEYS = 512
 _BINARY, _MASKED = 0x82, 0x80
 _SHORT, _MEDIUM, _LONG = struct.Struct(">BB"), struct.Struct(">BBH"), struct.Struct(">BBQ")
 _keys: deque[bytes] = deque()
-
-# Half of what importing websockets costs is behind this one, which only its development versions use.
-defer("importlib.metadata")
 
 
 class LinkClosed(ConnectionError):
@@ -60,7 +56,7 @@ class LinkRefused(ConnectionError):
 class Link:
     """One open websocket that carries binary messages. `connect` makes it."""
 
-    def __init__(self, sock: socket.socket, protocol: ClientProtocol, messages: list[bytes]) -> None:
+    def __init__(self, sock: socket.socket, protocol: ClientProtocol) -> None:
         from websockets.frames import Frame, Opcode, apply_mask  # type: ignore[attr-defined]
 
         self._socket = sock
@@ -68,14 +64,13 @@ class Link:
         self._protocol = protocol
         self._frame = Frame
         self._opcode = Opcode
-        self._ready = messages
-        self._buffer = bytearray(RECEIVE_BYTES)
+        self._incoming = Incoming(sock, protocol)
         self._writing = threading.Lock()
         self._owed: deque[bytes] = deque()
-        self._fragments: list[bytes] = []
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._closed = False
+        self._ended = False
 
     @classmethod
     def connect(cls, url: str, token: str, timeout_s: float = 10.0, socket_path: str = "") -> Link:
@@ -100,8 +95,8 @@ class Link:
             protocol = ClientProtocol(parse_uri(url), max_size=MAX_MESSAGE_BYTES)
             messages = _shake_hands(sock, protocol, token, deadline)
             sock.settimeout(None)
-            link = cls(sock, protocol, [])
-            link._take(messages)
+            link = cls(sock, protocol)
+            link._incoming.take(messages)
             return link
         except BaseException:
             sock.close()
@@ -125,7 +120,7 @@ class Link:
         None waits until something comes or the link ends. Raises LinkClosed.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while not self._ready:
+        while not self._incoming.ready:
             if self._closed:
                 raise LinkClosed("the connection is closed")
             if deadline is not None:
@@ -133,21 +128,19 @@ class Link:
                 if not self._poll.poll(rest_s * 1000):
                     return []
             self._read()
-        messages, self._ready = self._ready, []
-        return messages
+        return self._received()
 
     def wait(self, timeout_s: float) -> bool:
         """Whether something arrives, or the link ends, within the time. For the thread that receives."""
-        return bool(self._ready or self._closed or self._poll.poll(timeout_s * 1000))
+        return bool(self._incoming.ready or self._closed or self._poll.poll(timeout_s * 1000))
 
     def receive_once(self) -> list[bytes]:
         """Read once, which does not block after `wait`, and give the messages that are whole. Raises LinkClosed."""
-        if not self._ready:
+        if not self._incoming.ready:
             if self._closed:
                 raise LinkClosed("the connection is closed")
             self._read()
-        messages, self._ready = self._ready, []
-        return messages
+        return self._received()
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -191,40 +184,38 @@ class Link:
     def release(self) -> tuple[socket.socket, ClientProtocol, list[bytes]]:
         """Hand the open connection over to a loop that does not block, with what has arrived and was not received."""
         self._closed = True
-        return self._socket, self._protocol, self._ready
+        self._incoming.leave()
+        self._incoming.take(self._protocol.events_received())
+        return self._socket, self._protocol, self._incoming.ready
+
+    def _received(self) -> list[bytes]:
+        incoming = self._incoming
+        messages, incoming.ready = incoming.ready, []
+        return messages
 
     def _read(self) -> None:
+        incoming = self._incoming
         try:
-            count = self._socket.recv_into(self._buffer)
+            count = incoming.read()
         except OSError as error:
             raise LinkClosed(f"the connection broke: {error}") from error
         protocol = self._protocol
         if not count:
-            protocol.receive_eof()
+            if not self._ended:
+                self._ended = True
+                protocol.receive_eof()
             raise link_closed(protocol)
-        protocol.receive_data(memoryview(self._buffer)[:count])  # type: ignore[arg-type]
-        closing = self._take(protocol.events_received())
+        if incoming.passed_on:
+            incoming.passed_on = False
+            self._see_to(protocol)
+
+    def _see_to(self, protocol: ClientProtocol) -> None:
+        """What the library has parsed: answer pings, and end where the other side ends."""
         self._owed.extend(data for data in protocol.data_to_send() if data)
         if self._owed:
             self._pay()
-        if not self._ready and (closing or protocol.parser_exc is not None):
+        if not self._incoming.ready and (self._incoming.closing or protocol.parser_exc is not None):
             raise link_closed(protocol)
-
-    def _take(self, events: list[Any]) -> bool:
-        """Keep the messages among `events`; says whether the other side is closing."""
-        opcodes = self._opcode
-        for event in events:
-            opcode = event.opcode
-            if opcode is opcodes.BINARY and event.fin:
-                self._ready.append(event.data)
-            elif opcode is opcodes.BINARY or opcode is opcodes.CONT:
-                self._fragments.append(event.data)
-                if event.fin:
-                    self._ready.append(b"".join(self._fragments))
-                    self._fragments.clear()
-            elif opcode is opcodes.CLOSE:
-                return True
-        return False
 
     def _pay(self) -> None:
         """Send what is owed, unless somebody is writing: then they do it after their own message."""
