@@ -232,6 +232,9 @@ class Client:
             case wire.Results() | wire.Accepted() | wire.Rejected():
                 call = self._calls.get(frame.call)
                 return call is not None and call.outcome is pending
+            case wire.ManyResults(calls=[only]):
+                call = self._calls.get(only)
+                return call is not None and call.outcome is pending
             case wire.Reply():
                 return self._requests.get(frame.id, (None, None))[1] is pending
             case _:

@@ -155,6 +155,7 @@ class Reader:
     def _take_over(self) -> None:
         """A signal handler, or a finalizer, calls while its own thread reads, and that goes on only after this."""
         self._right = threading.Lock()
+        self._callers.pop(get_ident(), None)
         if self._link is not None:
             self._link.tear()
         self.come_back()
@@ -165,9 +166,10 @@ class Reader:
         try:
             while not pending.done and (rest_s := deadline - time.monotonic()) > 0 and link.wait(rest_s):
                 torn = True
-                for message in link.receive_once():
-                    self._take_for(pending, message)
+                shared = [message for message in link.receive_once() if not self._take_for(pending, message)]
                 torn = False
+                if shared:
+                    break
         except LinkClosed:
             pass  # The reader thread will find the same.
         finally:
@@ -175,7 +177,11 @@ class Reader:
                 link.tear()
                 self.come_back()
 
-    def _take_for(self, pending: Pending[Any], message: bytes) -> None:
+    def _take_for(self, pending: Pending[Any], message: bytes) -> bool:
+        """Deal with a message that is for `pending` alone, and leave any other to the reader thread.
+
+        False says that the message may be for `pending` and others: the reader thread will tell.
+        """
         try:
             frame = wire.decode_to_client(message)
         except ValueError:
@@ -183,10 +189,11 @@ class Reader:
         if frame is None or not self._session.awaits(frame, pending):
             self._left.append(message)
             self._bell.set()
-            return
+            return isinstance(frame, (wire.Log, wire.Stats))
         self._hand_on(frame)
         if self._owes_much():
             self.acknowledge()
+        return True
 
     # The reader thread.
 

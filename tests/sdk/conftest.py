@@ -53,6 +53,7 @@ class Double:
         self._number = 0
         self._sessions: set[str] = set()
         self._done: set[tuple[str, int]] = set()
+        self._results: list[wire.Results] = []
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
         self.port = 0
@@ -84,6 +85,7 @@ class Double:
         self.epoch += 1
         self._sessions.clear()
         self._done.clear()
+        self._results.clear()
         self._number = 0
 
     def handle(self, token: str = TOKEN) -> service.ServiceHandle:
@@ -127,6 +129,9 @@ class Double:
                 self.blobs.place.mark,
             )
             connection.send(wire.encode(welcome))
+            for results in self._results:
+                if results.number > hello.seen:
+                    connection.send(wire.encode(results))
             with self.changed:
                 self.connections.append(connection)
                 self.frames.append(hello)
@@ -146,6 +151,7 @@ class Double:
                     self.requests.append(frame)
                 case wire.Ack():
                     self.acked = frame.number
+                    self._results = [one for one in self._results if one.number > frame.number]
             self.changed.notify_all()
         if self.intercept(connection, frame):
             return
@@ -168,8 +174,9 @@ class Double:
         self._number += len(places)
         indexes = [submit.first + place for place in places]
         statuses, results = [one[0] for one in outcomes], [one[1] for one in outcomes]
+        self._results.append(wire.Results(self._number, submit.call, indexes, statuses, results))
         try:
-            connection.send(wire.encode(wire.Results(self._number, submit.call, indexes, statuses, results)))
+            connection.send(wire.encode(self._results[-1]))
         except ConnectionClosed:
             pass
 

@@ -48,20 +48,21 @@ class Dumper:
 
     def dump(self, value: Any) -> list[bytes]:
         """The pieces of a pickle; valid while `value` is not changed. Raises `Unpicklable`."""
+        # An interrupt may come anywhere in here: what it leaves must not stand before the next value.
         try:
             self._dump(value)
+            pieces = self._pieces
+            if len(pieces) == 1 and len(pieces[0]) <= SMALL_BYTES:
+                self._clear()
+                return [pieces.pop()]
+            self._renew()
+            return pieces
         except Exception:
             self._renew()
             return [cloud_dumps(value)]
         except BaseException:
             self._renew()
             raise
-        pieces = self._pieces
-        if len(pieces) == 1 and len(pieces[0]) <= SMALL_BYTES:
-            self._clear()
-            return [pieces.pop()]
-        self._renew()
-        return pieces
 
 
 _of_thread = threading.local()

@@ -69,8 +69,7 @@ class Link:
         self._owed: deque[bytes] = deque()
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
-        self._closed = False
-        self._ended = False
+        self._closed = self._torn = self._ended = False
 
     @classmethod
     def connect(cls, url: str, token: str, timeout_s: float = 10.0, socket_path: str = "") -> Link:
@@ -147,9 +146,9 @@ class Link:
 
     def close(self) -> None:
         """End the link; a thread that waits in `receive` or `send` gets LinkClosed. More than once is no error."""
-        if self._closed:
+        if self._closed and not self._torn:
             return
-        self._closed = True
+        self._closed, self._torn = True, False
         if self._writing.acquire(blocking=False):
             try:
                 goodbye = self._frame(self._opcode.CLOSE, b"\x03\xe8").serialize(mask=True)
@@ -173,8 +172,9 @@ class Link:
 
     def tear(self) -> None:
         """As `hang_up`, and nothing more is received: what was read may have been lost on its way to who read it."""
-        self._closed = True
-        self.hang_up()
+        if not self._closed:
+            self._closed = self._torn = True
+            self.hang_up()
 
     def abandon(self) -> None:
         """Drop this process's copy of the socket and say nothing: for a forked child, whose parent goes on."""
