@@ -169,7 +169,7 @@ def test_an_async_call_and_a_map_find_the_reader_thread(verb: Any, takers: list[
 
 
 def test_a_signal_handler_may_call_while_its_thread_waits_for_a_result(
-    verb: Any, takers: list[str], double: Double, patient: None
+    verb: Any, takers: list[str], double: Double, reader: Reader
 ) -> None:
     until_direct(verb, takers)
     inner: list[int] = []
@@ -186,6 +186,7 @@ def test_a_signal_handler_may_call_while_its_thread_waits_for_a_result(
 
     def strike() -> None:
         double.wait_until(lambda: double.inputs() == inputs + 1)
+        wait_for(reader._right.locked)  # It waits by now, and does not send any more.
         signal.pthread_kill(main, signal.SIGUSR1)
 
     striker = threading.Thread(target=strike)
