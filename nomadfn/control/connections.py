@@ -72,13 +72,13 @@ class Connection(picows.WSListener):
         self._deadline = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self.close)
 
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
-        if frame.msg_type == picows.WSMsgType.CLOSE:
-            self.close()
-            return
-        if frame.msg_type == picows.WSMsgType.PING:
-            self.heard_at = time.monotonic()
-            transport.send_pong(frame.get_payload_as_bytes())
-        if frame.msg_type != picows.WSMsgType.BINARY:
+        kind = frame.msg_type
+        if kind != picows.WSMsgType.BINARY:
+            if kind == picows.WSMsgType.CLOSE:
+                self.close()
+            elif kind == picows.WSMsgType.PING:
+                self.heard_at = time.monotonic()
+                transport.send_pong(frame.get_payload_as_bytes())
             return
         data = frame.get_payload_as_memoryview()
         try:

@@ -100,6 +100,8 @@ class Service:
         self._scheduled = True
         """Nothing is carried out before `start` has opened the cluster and knows what runs there already."""
         self._ticker: asyncio.TimerHandle | None = None
+        self._wakes_at = 0.0
+        """What the core's `wake_at` was when the ticker was set."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.writer = DurableWriter(
             journal,
@@ -207,7 +209,7 @@ class Service:
             written, self.collecting = self.collecting, None
             for connection in written:
                 connection.send_collected()
-        if self.core.wake_at < math.inf:
+        if self.core.wake_at < self._wakes_at:
             self._tick_sooner()
         batch, number = self.core.take_records()
         if batch:
@@ -239,6 +241,7 @@ class Service:
 
     def _tick_sooner(self) -> None:
         """A batch may be due before the next tick."""
+        self._wakes_at = self.core.wake_at
         if self._ticker is None or self.core.wake_at == math.inf:
             return
         at = self.loop.time() + _in_whole_ms(self.core.wake_at - self.now())
