@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
@@ -273,6 +274,22 @@ def test_what_has_come_of_a_frame_goes_along_when_the_connection_is_handed_over(
                 (event,) = protocol.events_received()
                 assert isinstance(event, Frame)
                 assert bytes(event.data) == data
+
+
+def test_whoever_stays_awake_sees_what_comes_the_end_and_the_time() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        link = Link(ours, opened())
+        assert not link.spin(time.monotonic() + 0.001)
+        theirs.sendall(frame(0x82, b"here"))
+        assert link.spin(time.monotonic() + 20)
+        assert link.receive_once() == [b"here"]
+        theirs.shutdown(socket.SHUT_WR)
+        assert link.spin(time.monotonic() + 20)
+        with pytest.raises(LinkClosed):
+            link.receive_once()
+        link.close()
+        assert link.spin(time.monotonic() + 20)
 
 
 def test_a_torn_link_gives_nothing_that_has_come_already() -> None:

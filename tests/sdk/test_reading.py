@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from nomadfn_agent import wire
+from nomadfn_agent.wire.link import Link
 
 from nomadfn import App
 from nomadfn.sdk import reading
@@ -197,6 +198,33 @@ def test_a_signal_handler_may_call_while_its_thread_waits_for_a_result(
         striker.join(20)
         signal.signal(signal.SIGUSR1, before)
     assert inner == [81]
+
+
+def test_a_caller_stays_awake_only_while_calls_are_short(
+    verb: Any, takers: list[str], double: Double, patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spins: list[float] = []
+    spin = Link.spin
+
+    def note(self: Link, until: float) -> bool:
+        spins.append(until)
+        return spin(self, until)
+
+    monkeypatch.setattr(Link, "spin", note)
+    monkeypatch.setattr(reading, "SEVERAL_PROCESSORS", True)
+    monkeypatch.setattr(reading, "SPIN_S", 20.0)
+    until_direct(verb, takers)
+    for x in range(20, 40):
+        verb.remote(x)
+    assert spins
+    monkeypatch.setattr(reading, "SPIN_S", 0.0)
+    verb.remote(20)
+    while spins:
+        spins.clear()
+        verb.remote(20)
+    monkeypatch.setattr(reading, "SPIN_S", 20.0)
+    verb.remote(20)
+    assert not spins
 
 
 STORM = """
