@@ -187,7 +187,7 @@ class Reader:
             quick = time.monotonic() - start <= SPIN_S
             self._quick = min(self._quick + 1, QUICK_MOST) if quick else max(0, self._quick - QUICK_LOSS)
         except LinkClosed:
-            pass  # The reader thread will find the same.
+            torn = False  # The reader thread will find the same, with the reason that the other side has given.
         finally:
             if torn:
                 link.tear()

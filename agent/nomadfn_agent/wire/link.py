@@ -209,6 +209,8 @@ class Link:
         try:
             count = incoming.read()
         except OSError as error:
+            if incoming.closing:
+                raise link_closed(self._protocol) from error
             raise LinkClosed(f"the connection broke: {error}") from error
         protocol = self._protocol
         if not count:
@@ -224,7 +226,11 @@ class Link:
         """What the library has parsed: answer pings, and end where the other side ends."""
         self._owed.extend(data for data in protocol.data_to_send() if data)
         if self._owed:
-            self._pay()
+            try:
+                self._pay()
+            except LinkClosed:
+                if not self._incoming.closing:
+                    raise  # Else it is gone already, and has said why.
         if not self._incoming.ready and (self._incoming.closing or protocol.parser_exc is not None):
             raise link_closed(protocol)
 
