@@ -13,6 +13,7 @@ from functools import cached_property
 
 from nomadfn_agent.wire.payload import TEMPORARY_PREFIX, blob_path, is_blob_name, whole_file
 from nomadfn_agent.wire.store import MEMORY
+from nomadfn_agent.wire.wide import SECOND
 
 from nomadfn import ports
 from nomadfn.exception import ServiceError
@@ -100,10 +101,11 @@ class DirectoryBlobs:
     def parts(self, name: str) -> Iterator[bytes]:
         if not is_blob_name(name):
             raise KeyError(name)
+        path = blob_path(self._folder, name)
         try:
-            with open(blob_path(self._folder, name), "rb") as file:
-                while part := file.read(PART_BYTES):
-                    yield part
+            yield from _parts(path)
+            if name.startswith(MEMORY) and os.path.exists(path + SECOND):
+                yield from _parts(path + SECOND)
         except FileNotFoundError:
             raise KeyError(name) from None
         except OSError as error:
@@ -114,13 +116,16 @@ class DirectoryBlobs:
 
     def delete(self, name: str) -> None:
         if is_blob_name(name):
-            self._unlink(blob_path(self._folder, name))
+            path = blob_path(self._folder, name)
+            self._unlink(path)
+            if name.startswith(MEMORY):
+                self._unlink(path + SECOND)
 
     def names(self) -> Iterator[tuple[str, float]]:
         """Files that a writer which was killed has left half-written go away on the way."""
         for name, path, age_s in self._files():
             if not name.startswith(TEMPORARY_PREFIX):
-                yield name, age_s
+                yield name.removesuffix(SECOND), age_s
             elif age_s > TEMPORARY_AGE_S:
                 self._unlink(path)
 
@@ -150,3 +155,9 @@ class DirectoryBlobs:
             f"the blob folder {self._folder} cannot {what}: {error.strerror}. Make sure that it is there, has space "
             "and lets this user write to it, or choose another data folder."
         )
+
+
+def _parts(path: str) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while part := file.read(PART_BYTES):
+            yield part

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from contract_blobs import BlobsContract
 from nomadfn_agent.wire import store
 from nomadfn_agent.wire.payload import BlobRef, digest_of
 from nomadfn_agent.wire.store import MEMORY, BlobStore, Place
+from nomadfn_agent.wire.wide import SECOND, WIDE_BYTES
 
 from nomadfn.adapters.directory_blobs import DirectoryBlobs, link_memory, unlink_memory
 from nomadfn.adapters.fsspec_blobs import FsspecBlobs
@@ -219,6 +221,37 @@ def test_a_part_in_memory_is_linked_kept_over_a_restart_and_removed_when_it_is_e
     unlink_memory(directory.folder, with_content=False)
     assert list(memory.iterdir()) == []
     assert not (Path(directory.folder) / MEMORY).is_symlink()
+
+
+@pytest.mark.usefixtures("room")
+def test_a_large_value_in_memory_is_one_blob_though_it_is_two_files(
+    directory: DirectoryBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    link_memory(directory.folder, str(tmp_path))
+    data = os.urandom(WIDE_BYTES)
+    for forget in (shared(directory).delete, lambda ref: directory.delete(ref.name)):
+        ref = shared(directory).write(data, "ap-1")
+        assert len(list((Path(directory.folder) / MEMORY).iterdir())) == 2
+        assert {name for name, _ in directory.names()} == {ref.name}
+        assert directory.has(ref.name)
+        assert shared(directory).read(ref) == directory.get(ref.name) == data
+        forget(ref)
+        for thread in threading.enumerate():
+            if thread.name == "nomadfn-unlink":
+                thread.join()
+        assert list(directory.names()) == []
+
+
+@pytest.mark.usefixtures("room")
+def test_a_half_that_was_left_is_listed_and_deleted_by_the_name_of_the_whole(
+    directory: DirectoryBlobs, tmp_path: Path
+) -> None:
+    link_memory(directory.folder, str(tmp_path))
+    (Path(directory.folder) / MEMORY / f"{MEMORY}0123-ap-1{SECOND}").write_bytes(b"x")
+    [(name, _)] = directory.names()
+    directory.delete(name)
+    assert list(directory.names()) == []
 
 
 @pytest.mark.usefixtures("room")

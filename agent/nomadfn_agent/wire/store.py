@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from .outcome import BlobRef
 from .payload import DamagedBlobError, blob_path, digest_of, write_whole
-from .wide import WIDE_BYTES, open_wide
+from .wide import WIDE_BYTES, open_wide, unlink_wide, write_wide
 
 PATIENCE_S = 60.0
 """How long a control service or a store that does not answer is asked again: a takeover is over long before."""
@@ -102,10 +102,15 @@ class BlobStore:
 
     def read(self, ref: BlobRef) -> bytes:
         """The bytes behind a reference. Raises DamagedBlobError when they are not what was stored."""
+        place = self._place()
+        if not ref.digest and _is_here(place):
+            with _opened(place, ref) as file:
+                return file.read()
         data = self._get(ref.name)
-        _check_size(ref, len(data))
+        if len(data) != ref.size:
+            raise _damaged(ref, f"it has {len(data):,} bytes, not {ref.size:,}")
         if ref.digest and digest_of(data) != ref.digest:
-            raise DamagedBlobError(f"blob {ref.name[:12]} is damaged: its content has another digest")
+            raise _damaged(ref, "its content has another digest")
         return data
 
     def open(self, ref: BlobRef) -> IO[bytes]:
@@ -113,13 +118,7 @@ class BlobStore:
         place = self._place()
         if ref.digest or not _is_here(place):
             return io.BytesIO(self.read(ref))
-        file = open_wide(blob_path(place.folder, ref.name), ref.size)
-        try:
-            _check_size(ref, os.fstat(file.fileno()).st_size)
-        except BaseException:
-            file.close()
-            raise
-        return file
+        return _opened(place, ref)
 
     def read_code(self, digest: str) -> bytes:
         """A code archive or a pickled function. Raises ValueError when it is not what was stored."""
@@ -137,7 +136,7 @@ class BlobStore:
                 if ref.size < WIDE_BYTES:
                     os.unlink(path)
                 else:  # Giving much memory back takes milliseconds, for which nobody has to wait.
-                    threading.Thread(target=_unlink, args=(path,), name="nomadfn-unlink", daemon=True).start()
+                    threading.Thread(target=unlink_wide, args=(path,), name="nomadfn-unlink", daemon=True).start()
             else:
                 _ask(place, "DELETE", ref.name)
         except (OSError, ValueError):
@@ -192,29 +191,21 @@ def _in_memory(folder: str, name: str, pieces: Sequence[bytes | memoryview], siz
         space = os.statvfs(os.path.dirname(path))
         if space.f_bavail * space.f_frsize < MEMORY_SHARE * space.f_blocks * space.f_frsize + size:
             return None
-        with open(path, "xb") as file:
-            try:
-                for piece in pieces:
-                    file.write(piece)
-                file.flush()
-            except BaseException:
-                os.unlink(path)
-                raise
+        write_wide(path, pieces, size)
     except OSError:
         return None
     return BlobRef(name, "", size)
 
 
-def _unlink(path: str) -> None:
+def _opened(place: Place, ref: BlobRef) -> IO[bytes]:
     try:
-        os.unlink(path)
-    except OSError:
-        pass
+        return open_wide(blob_path(place.folder, ref.name), ref.size)
+    except ValueError as error:
+        raise _damaged(ref, str(error)) from None
 
 
-def _check_size(ref: BlobRef, size: int) -> None:
-    if size != ref.size:
-        raise DamagedBlobError(f"blob {ref.name[:12]} is damaged: it has {size:,} bytes, not {ref.size:,}")
+def _damaged(ref: BlobRef, why: str) -> DamagedBlobError:
+    return DamagedBlobError(f"blob {ref.name[:12]} is damaged: {why}")
 
 
 def _is_here(place: Place) -> bool:
