@@ -46,6 +46,7 @@ from .wire import (
     encode,
     needs_environment,
 )
+from .wire.heap import keep_freed
 
 if TYPE_CHECKING:
     from .image_parents import ImageParents
@@ -471,4 +472,5 @@ def warm_up(preload: Sequence[str]) -> None:
     """Have everything imported, and done once, that a runner would otherwise do after its fork."""
     for name in (*WARM_MODULES, *preload):
         importlib.import_module(name)
+    keep_freed()
     "warm".encode("idna")  # As a host name is, on its way to a connection.

@@ -21,6 +21,8 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nomadfn_agent.wire.heap import keep_freed
+
 from nomadfn.exception import ConflictError, Error, InvalidError
 
 if TYPE_CHECKING:
@@ -141,6 +143,7 @@ def _run(service: Coroutine[Any, Any, int]) -> int:
 
     import uvloop
 
+    keep_freed()
     gc.freeze()
     gc.enable()
     # A million waiting inputs are no garbage: looking at all of them often would cost more than it gives back.

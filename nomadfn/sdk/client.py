@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import msgspec
 from nomadfn_agent import wire
+from nomadfn_agent.wire.heap import keep_freed
 from nomadfn_agent.wire.link import Link, LinkClosed, LinkRefused
 from nomadfn_agent.wire.store import BlobStore, Place
 
@@ -99,6 +100,7 @@ class Client:
             with self._lock:
                 if self._welcome is None:
                     link, welcome, rest = self._open_first()
+                    keep_freed()
                     self._link = link
                     self._welcome = welcome
                     self._reader.start(link, rest)
