@@ -32,6 +32,9 @@ class Transport:
             self.frames.append(wire.decode_to_client(data[at : at + size]))
             data = data[at + size :]
 
+    def writelines(self, parts: list[bytes]) -> None:
+        self.write(b"".join(parts))
+
     def get_write_buffer_size(self) -> int:
         return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -10,9 +11,10 @@ from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
-from nomadfn_agent.wire.link import Link, LinkClosed, LinkRefused
+from nomadfn_agent.wire.link import JOINED_BYTES, MAX_PARTS, Link, LinkClosed, LinkRefused
 from websockets.client import ClientProtocol
 from websockets.frames import Frame
 from websockets.http11 import Request, Response
@@ -57,6 +59,51 @@ def test_messages_of_every_size_come_back_whole_and_in_order() -> None:
             got += arrived
         assert [bytes(one) for one in got] == [bytes([size % 251]) * size for size in sizes]
         link.close()
+        link.close()
+
+
+@pytest.mark.parametrize("sizes", [[10] * 5, [200, 300_000, 0, 70_000], [JOINED_BYTES] * 3, [2_000] * (2 * MAX_PARTS)])
+def test_messages_that_are_sent_together_come_back_whole_and_in_order(sizes: list[int]) -> None:
+    messages = [bytes([place % 251]) * size for place, size in enumerate(sizes)]
+    with server(echo) as url:
+        link = Link.connect(url, "nf_good")
+        link.send_all(messages)
+        got: list[bytes] = []
+        while len(got) < len(sizes):
+            arrived = link.receive(20)
+            assert arrived
+            got += arrived
+        assert [bytes(one) for one in got] == messages
+        link.close()
+
+
+class Interrupted:
+    """A socket whose `sendmsg` takes a part only, as one does that a signal ends."""
+
+    def __init__(self, inner: socket.socket, most: int) -> None:
+        self._inner = inner
+        self._most = most
+
+    def sendmsg(self, parts: list[bytes]) -> int:
+        return self._inner.send(b"".join(parts)[: self._most])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+@pytest.mark.parametrize("most", [0, 1, 9, 100_000, 200_014, 200_020, 300_000, 999_999])
+def test_what_a_signal_keeps_from_being_sent_at_once_is_sent_then(most: int) -> None:
+    messages = [os.urandom(size) for size in (200_000, 50, 200_000)]
+    with server(echo) as url:
+        link = Link.connect(url, "nf_good")
+        link._socket = Interrupted(link._socket, most)  # type: ignore[assignment]
+        link.send_all(messages)
+        got: list[bytes] = []
+        while len(got) < len(messages):
+            arrived = link.receive(20)
+            assert arrived
+            got += arrived
+        assert [bytes(one) for one in got] == messages
         link.close()
 
 

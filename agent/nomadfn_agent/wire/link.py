@@ -29,6 +29,11 @@ LOCAL_SEND_BYTES = 2 * 1024 * 1024
 DEAD_PEER_S = 30
 """A peer whose machine does not answer for this long is taken for gone."""
 
+JOINED_BYTES = 64 * 1024
+"""What is not more is copied together: that costs less than a list of parts."""
+MAX_PARTS = 64
+"""A system takes so many parts at once, and most take more."""
+
 KEYS = 512
 _BINARY, _MASKED = 0x82, 0x80
 _SHORT, _MEDIUM, _LONG = struct.Struct(">BB"), struct.Struct(">BBH"), struct.Struct(">BBQ")
@@ -108,9 +113,13 @@ class Link:
     def send_all(self, messages: Sequence[bytes | bytearray | memoryview]) -> None:
         """The same for several messages at once, in their order."""
         mask = self._mask
-        data = [_masked(message, mask) for message in messages]
+        with_heads = [part for message in messages for part in _masked(message, mask)]
+        is_large = sum(map(len, with_heads)) > JOINED_BYTES
         with self._writing:
-            self._write(data[0] if len(data) == 1 else b"".join(data))
+            if is_large and len(with_heads) <= MAX_PARTS:
+                self._write_parts(with_heads)
+            else:
+                self._write(b"".join(with_heads))
         self._pay()
 
     def receive(self, timeout_s: float | None = None) -> list[bytes]:
@@ -243,15 +252,29 @@ class Link:
             finally:
                 self._writing.release()
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         try:
             self._socket.sendall(data)
         except OSError as error:
             raise LinkClosed(f"the connection broke: {error}") from error
 
+    def _write_parts(self, parts: Sequence[bytes]) -> None:
+        """The same, without a copy of them as a whole."""
+        try:
+            sent = self._socket.sendmsg(parts)
+        except OSError as error:
+            raise LinkClosed(f"the connection broke: {error}") from error
+        for part in parts:  # A signal may have ended it before all was taken.
+            if sent < len(part):
+                self._write(memoryview(part)[sent:])
+            sent = max(0, sent - len(part))
 
-def _masked(data: bytes | bytearray | memoryview, mask: Callable[[Any, bytes], bytes]) -> bytes:
-    """A binary message as one frame of a client, as RFC 6455 has it. Its keys are drawn many at a time."""
+
+def _masked(data: bytes | bytearray | memoryview, mask: Callable[[Any, bytes], bytes]) -> tuple[bytes, bytes]:
+    """A binary message as one frame of a client, as RFC 6455 has it: its head, and what follows that.
+
+    Its keys are drawn many at a time.
+    """
     size = len(data)
     if size < 126:
         head = _SHORT.pack(_BINARY, _MASKED | size)
@@ -265,7 +288,7 @@ def _masked(data: bytes | bytearray | memoryview, mask: Callable[[Any, bytes], b
         random = os.urandom(4 * KEYS)
         _keys.extend(random[start : start + 4] for start in range(4, 4 * KEYS, 4))
         key = random[:4]
-    return head + key + mask(data, key)
+    return head + key, mask(data, key)
 
 
 def _reach_locally(path: str, timeout_s: float) -> socket.socket | None:
