@@ -172,8 +172,7 @@ def take_durable(
     if call is None:
         call = _new_call(state, now, function, caller, sub)
     inputs = [Input(call, first + i, payload, codecs[i], sub.deadline) for i, payload in enumerate(payloads)]
-    for one in inputs:
-        call.add(one)
+    _add_all(call, inputs)
     call.accepted = first + len(inputs)
     state.live_bytes += sum(map(len, payloads)) + INPUT_BYTES * len(inputs)
     if sub.kind == wire.SPAWN:
@@ -185,6 +184,15 @@ def take_durable(
         state.wake_at = sub.deadline
     state.touch(function)
     return call
+
+
+def _add_all(call: Call, inputs: list[Input]) -> None:
+    call.add(inputs[0])
+    if len(inputs) > 1:
+        call.add(inputs[1])
+    if (table := call.table) is not None:  # As it is from two on.
+        for one in inputs:
+            table[one.index] = one
 
 
 def _new_call(state: State, now: float, function: Function, caller: str, sub: Submission) -> Call:
@@ -232,9 +240,10 @@ def _codecs(sub: Submission, positions: Sequence[int]) -> list[int]:
 
 def _enqueue(state: State, now: float, function: Function, sub: Submission, inputs: list[Input]) -> None:
     call = inputs[0].call
-    add = call.add
-    for one in inputs:
-        add(one)
+    if len(inputs) == 1:
+        call.add(inputs[0])
+    else:
+        _add_all(call, inputs)
     function.pending[0] += len(inputs)
     function.totals.accepted += len(inputs)
     pool.enqueue(function, now, call, inputs)
@@ -343,11 +352,16 @@ def acknowledge(state: State, session: Session, number: int) -> None:
     waiting = session.unacknowledged
     while waiting and waiting[0].number <= number:
         batch = waiting.popleft()
-        for index in batch.indexes:
-            batch.call.drop(index)
+        call = batch.call
+        if (table := call.table) is None:
+            for index in batch.indexes:
+                call.drop(index)
+        else:
+            for index in batch.indexes:
+                table.pop(index, None)
         if state.streams:
-            streams.forget(state, batch.call.id, batch.indexes)
-        release_call(state, batch.call)
+            streams.forget(state, call.id, batch.indexes)
+        release_call(state, call)
 
 
 def flush_results(state: State) -> None:

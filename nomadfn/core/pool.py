@@ -215,7 +215,10 @@ def _hand_over(state: State, now: float, function: Function, container: Containe
     held = container.held
     counts_slots = container.slots > 1
     delivery = state.next_delivery
-    deliver: Deliver | None = None
+    deliveries: list[int] = []
+    indexes: list[int] = []
+    payloads: list[bytes] = []
+    codecs: list[int] = []
     call = None
     size = 0
     for one in inputs:
@@ -226,15 +229,15 @@ def _hand_over(state: State, now: float, function: Function, container: Containe
         function.pending[durable] -= 1
         function.running[durable] += 1
         size += len(one.payload)
-        if deliver is None or one.call is not call or size > wire.MAX_FRAME_BYTES:
+        if one.call is not call or size > wire.MAX_FRAME_BYTES:
             call = one.call
             size = len(one.payload)
-            deliver = Deliver(container.id, call.id, [], [], [], [], call.method)
-            state.effects.append(deliver)
-        deliver.deliveries.append(delivery)
-        deliver.indexes.append(one.index)
-        deliver.payloads.append(one.payload)
-        deliver.codecs.append(one.codec | wire.DURABLE if durable else one.codec)
+            deliveries, indexes, payloads, codecs = [], [], [], []
+            state.effects.append(Deliver(container.id, call.id, deliveries, indexes, payloads, codecs, call.method))
+        deliveries.append(delivery)
+        indexes.append(one.index)
+        payloads.append(one.payload)
+        codecs.append(one.codec | wire.DURABLE if durable else one.codec)
         if counts_slots:
             container.begin(now, delivery)
         delivery += 1
