@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import os
+from pickle import dumps
 from typing import Any
 
 from . import context
 from .code import Code
 from .wire import DURABLE, EXCEPTION, FAILURE, INLINE_PAYLOAD_BYTES, OK, PICKLE, REF
-from .wire.bulk import Dumper, load_large_arguments, size_of
+from .wire.bulk import Dumper, is_short, load_large_arguments, size_of
 from .wire.payload import (
+    NO_KWARGS,
+    PICKLE_PROTOCOL,
     Failure,
     Unpicklable,
     decode_ref,
     dump_json,
-    dumps,
     encode,
     load_arguments,
     loads,
     over_limit,
     safe_str,
-    split_arguments,
 )
 
 MAX_PAYLOAD_BYTES = 1 << 30
@@ -29,7 +30,7 @@ CODEC_MASK = REF - 1
 Outcome = tuple[int, bytes]
 """A status and a payload."""
 
-NOTHING: Outcome = OK, dumps(None)
+NOTHING: Outcome = OK, dumps(None, PICKLE_PROTOCOL)
 """What a function gives that returns nothing."""
 
 
@@ -47,15 +48,18 @@ class Coder:
     def arguments(self, data: bytes, codec: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Raises whatever reading or unpickling raises."""
         if not codec:
-            return split_arguments(loads(data))
+            value = loads(data)
+            return value if len(value) > 1 else (value[0], NO_KWARGS)
         if not codec & REF:
             return load_arguments(data, codec & CODEC_MASK)
         return load_large_arguments(self._blobs, decode_ref(data), codec & CODEC_MASK)
 
     def result(self, value: Any, codec: int, what: str = "the result of") -> Outcome:
         """What the function returned, in the codec of its arguments; `what` it is, for the errors."""
-        if value is None and not codec:
+        if value is None and codec & CODEC_MASK == PICKLE:
             return NOTHING
+        if codec & CODEC_MASK == PICKLE and is_short(value):
+            return OK, dumps(value, PICKLE_PROTOCOL)
         try:
             pieces = self._dump(value) if codec & CODEC_MASK == PICKLE else [dump_json(value)]
         except Exception as error:

@@ -8,6 +8,7 @@ nobody and may even wait for the map's own results; an async iterator is read by
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import threading
 from collections.abc import (
@@ -24,16 +25,17 @@ from collections.abc import (
 )
 from functools import partial
 from itertools import islice
+from pickle import loads
 from typing import TYPE_CHECKING, Any
 
-from nomadfn_agent.wire import INLINE_PAYLOAD_BYTES, MAX_INPUTS_PER_FRAME, REF
-from nomadfn_agent.wire.bulk import size_of
+from nomadfn_agent.wire import MAX_INPUTS_PER_FRAME, PICKLE, REF
 
 from nomadfn.exception import InvalidError
 
 from .blocking import Pending, in_event_loop, off_loop, run_async, run_sync
 from .calls import CHUNK, FRAME_BYTES, StreamCall
 from .errors import Reader
+from .packing import Packer
 
 if TYPE_CHECKING:
     import asyncio
@@ -43,36 +45,6 @@ _END = object()
 
 Later = Callable[[float, Callable[[], None]], None]
 """Runs a chore on another thread after so many seconds."""
-
-
-class Packer:
-    """Makes the payload of one input, and says whether it is a blob reference."""
-
-    __slots__ = ("_dump", "_keep")
-
-    def __init__(
-        self, dump: Callable[[tuple[Any, ...]], list[bytes]], keep: Callable[[list[bytes], int], bytes]
-    ) -> None:
-        """`dump` gives a pickle in pieces. `keep` puts one that is large into the blob store and may take its time."""
-        self._dump = dump
-        self._keep = keep
-
-    def __call__(self, args: tuple[Any, ...]) -> tuple[bytes, bool]:
-        pieces = self._dump(args)
-        if len(pieces) == 1 and len(pieces[0]) <= INLINE_PAYLOAD_BYTES:
-            return pieces[0], False
-        if (size := size_of(pieces)) <= INLINE_PAYLOAD_BYTES:
-            return b"".join(pieces), False
-        return self._keep(pieces, size), True
-
-    async def apart(self, args: tuple[Any, ...]) -> tuple[bytes, bool]:
-        """As a call; what is large is stored beside a running event loop."""
-        pieces = self._dump(args)
-        if len(pieces) == 1 and len(pieces[0]) <= INLINE_PAYLOAD_BYTES:
-            return pieces[0], False
-        if (size := size_of(pieces)) <= INLINE_PAYLOAD_BYTES:
-            return b"".join(pieces), False
-        return await off_loop(partial(self._keep, pieces, size)), True
 
 
 class Feeder:
@@ -276,7 +248,14 @@ class MapRun:
         batch: list[Any] = []
         while arrived and self._error is None:
             indexes, statuses, results, codec = arrived.popleft()
-            for index, status, data in zip(indexes, statuses, results, strict=True):
+            values = [] if codec != PICKLE or any(statuses) else _unpickled(results)
+            first, count = self._next, len(values)
+            if not ordered or indexes[:count] == list(range(first, first + count)):
+                batch += values
+                self._next += count
+            else:
+                self._waiting |= zip(indexes, ((True, value) for value in values), strict=False)
+            for index, status, data in zip(indexes[count:], statuses[count:], results[count:], strict=True):
                 outcome = read(status, data, codec)
                 if ordered and index != self._next:
                     self._waiting[index] = outcome
@@ -308,6 +287,14 @@ class MapRun:
             batch.append(value)
         else:
             self._error = value
+
+
+def _unpickled(results: list[bytes]) -> list[Any]:
+    """Their values, up to the first that cannot be unpickled."""
+    values: list[Any] = []
+    with contextlib.suppress(Exception):
+        values.extend(map(loads, results))
+    return values
 
 
 class MapVerb:

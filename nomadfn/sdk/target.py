@@ -11,10 +11,10 @@ from nomadfn_agent.wire import payload as payloads
 
 from nomadfn.exception import InvalidError, SerializationError
 
-from . import maps
 from .call_options import NO_OPTIONS, CallOptions
 from .calls import store
 from .client import Client
+from .packing import Packer
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,7 @@ class Target:
     """Of a class: which of its methods."""
 
 
-def packer(
-    target: Target, function: str, kwargs: Mapping[str, Any], *, durable: bool, once: bool = False
-) -> maps.Packer:
+def packer(target: Target, function: str, kwargs: Mapping[str, Any], *, durable: bool, once: bool = False) -> Packer:
     """Makes an input's payload out of its arguments: the bytes that travel, and whether they are a reference.
 
     `once` says that it is for one input only.
@@ -61,7 +59,7 @@ def packer(
         maximum = client.connect().max_payload_bytes
         return store(pieces, size, client.blobs, maximum, target.function_id, function, durable=durable)
 
-    return maps.Packer(pack, keep)
+    return Packer(pack, keep, bare=not named)
 
 
 def unpicklable_text(
