@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nomadfn_agent import wire
 from nomadfn_agent.wire import bulk, store
 from nomadfn_agent.wire.payload import DamagedBlobError, Unpicklable, blob_path
 from shared_folder import SharedFolder
@@ -112,6 +114,34 @@ def test_a_value_that_cannot_be_pickled_leaves_nothing_behind_for_the_next_one()
     large = b"x" * 100_000
     assert pickle.loads(b"".join(bulk.dump_once(large))) == large
     assert pickle.loads(b"".join(bulk.dump_once("small"))) == "small"
+
+
+class Text(str):
+    """What is of a type of one's own may pickle itself as it likes."""
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 7, -7, 1 << 8_000, 0.5, b"x" * 16_000, "é" * 16_000, "\ud800", b""],
+    ids=lambda value: type(value).__name__,
+)
+def test_short_values_of_plain_types_are_known_and_come_back(value: Any) -> None:
+    assert bulk.is_short(value)
+    assert pickle.loads(pickle.dumps(value, 5)) == value
+    assert len(pickle.dumps(value, 5)) < wire.INLINE_PAYLOAD_BYTES / 2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"x" * 17_000, "x" * 17_000, 1 << 1_000_000, bytearray(b"x"), [1], (1,), Text("x"), Level.LOW, print],
+    ids=lambda value: type(value).__name__,
+)
+def test_all_other_values_are_not_taken_for_short_ones(value: Any) -> None:
+    assert not bulk.is_short(value)
 
 
 @pytest.mark.parametrize("size", [0, 10, 5_000])

@@ -5,17 +5,25 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import pickle
 import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
+from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from nomadfn_agent import wire
+from nomadfn_agent.wire.payload import Raised, encode
+from nomadfn_agent.wire.store import BlobStore, Place
 
 from nomadfn import App
 from nomadfn.exception import InvalidError, ResourceExhaustedError, SerializationError
+from nomadfn.sdk.errors import Reader
+from nomadfn.sdk.maps import MapRun
 
 from .conftest import Double, Recorder
 
@@ -56,6 +64,57 @@ def test_results_wait_for_those_before_them_unless_the_order_does_not_matter(app
     double.intercept = reversed_order
     assert list(square.map([1, 2, 3, 4, 5])) == [1, 4, 9, 16, 25]
     assert list(square.map([1, 2, 3, 4, 5], order_outputs=False)) == [25, 16, 9, 4, 1]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("seed", range(40))
+def test_frames_in_any_order_give_each_result_once_and_errors_in_their_place(seed: int, ordered: bool) -> None:
+    random = Random(seed)
+    kinds = random.choices(["plain", "json", "raised", "unreadable"], weights=[20, 1, 1, 1], k=60)
+    frames, left = [], list(range(60))
+    while left:
+        first = random.randrange(len(left))
+        taken = left[first : first + random.randint(1, 12)]
+        left = [index for index in left if index not in taken]
+        if random.random() < 0.2:
+            random.shuffle(taken)
+        frames += [taken] if kinds[taken[0]] != "json" else [[index] for index in taken]
+    call = SimpleNamespace(arrived=deque[Any](), window=1000)
+    run = MapRun(
+        call,  # type: ignore[arg-type]
+        Reader(BlobStore(Place), "f", owns_blobs=True),
+        None,  # type: ignore[arg-type]
+        inline=True,
+        ordered=ordered,
+        return_exceptions=True,
+        on_progress=lambda *_: None,
+        on_close=lambda _: None,
+    )
+    given: list[Any] = []
+    for taken in frames:
+        columns = [result_of(index, kinds[index]) for index in taken]
+        codec = wire.JSON if kinds[taken[0]] == "json" and len(taken) == 1 else wire.PICKLE
+        columns = [(wire.OK, b"%d" % index) for index in taken] if codec == wire.JSON else columns
+        call.arrived.append((taken, [one[0] for one in columns], [one[1] for one in columns], codec))
+        if random.random() < 0.7:
+            given += run._collect()
+    given += run._collect()
+    errors = [index for index, one in enumerate(given) if isinstance(one, BaseException)]
+    assert len(given) == 60
+    assert len(errors) == sum(kind in ("raised", "unreadable") for kind in kinds)
+    if ordered:
+        assert [index for index, one in enumerate(given) if one == index] == [
+            index for index, kind in enumerate(kinds) if kind not in ("raised", "unreadable")
+        ]
+    else:
+        good = [one for one in given if not isinstance(one, BaseException)]
+        assert sorted(good) == [index for index, kind in enumerate(kinds) if kind not in ("raised", "unreadable")]
+
+
+def result_of(index: int, kind: str) -> tuple[int, bytes]:
+    if kind == "raised":
+        return wire.EXCEPTION, encode(Raised(b"", "ValueError", str(index), ""))
+    return wire.OK, b"unreadable" if kind == "unreadable" else pickle.dumps(index, 5)
 
 
 class ReversedResults:
