@@ -103,8 +103,10 @@ class Reader:
         self._calm = 0
         """How often in a row that was so, and nothing else was open then."""
         self._needed = False
-        self._bell = threading.Event()
-        """Wakes the reader thread while it stands aside."""
+        self._bell = threading.Lock()
+        """Wakes the reader thread while it stands aside, by being released. An Event would be no good: its lock stays
+        taken when an interrupt comes at the wrong moment."""
+        self._bell.acquire()
         self._callers: dict[int, float] = {}
         """Threads that read for themselves or are about to, and since when. Told before `_aside` is looked at, as that
         is told before this is looked at: so one of the two sides always sees the other."""
@@ -140,7 +142,13 @@ class Reader:
         """Have the reader thread read again, if it stands aside."""
         if self._aside:
             self._needed = True
-            self._bell.set()
+            self._ring()
+
+    def _ring(self) -> None:
+        try:
+            self._bell.release()
+        except RuntimeError:
+            pass  # It has been rung, and not heard yet.
 
     # The caller's side.
 
@@ -204,7 +212,7 @@ class Reader:
             frame = None
         if frame is None or not self._session.awaits(frame, pending):
             self._left.append(message)
-            self._bell.set()
+            self._ring()
             return isinstance(frame, (wire.Log, wire.Stats))
         self._hand_on(frame)
         if self._owes_much():
@@ -269,8 +277,7 @@ class Reader:
         self._calm, self._needed, self._aside = 0, False, True
         times = -1
         while True:
-            told = self._bell.wait(ASIDE_S)
-            self._bell.clear()
+            told = self._bell.acquire(timeout=ASIDE_S)
             while self._left:
                 self._hand_on(wire.decode_to_client(self._left[0]))
                 self._left.popleft()
