@@ -48,6 +48,7 @@ from .wire.link import Link, LinkClosed
 
 WATCH_S = 0.005
 """A function that runs longer than this no longer keeps the loop from reading."""
+WATCH_NS = int(WATCH_S * 1e9)
 QUIET_ROUNDS = 20
 """After so many WATCH_S without an input the watcher sleeps until the next one."""
 FLUSH_NS = 1_000_000
@@ -185,8 +186,8 @@ class Loop:
         except LinkClosed as error:
             self._join_next(link, error)
 
-    def _flush(self) -> None:
-        """Send the outputs that are there. Any thread may."""
+    def _flush(self, stuck_ns: int = 0) -> None:
+        """Send the outputs that are there. Any thread may; `stuck_ns` is how long the next input runs already."""
         with self._sending:
             batch = self._done[:]
             if not batch:
@@ -196,7 +197,7 @@ class Loop:
             del self._done[: len(batch)]
             link = self._link
             try:
-                link.send(_outputs(batch))
+                link.send(_outputs(batch, stuck_ns))
                 return
             except LinkClosed as error:
                 lost = error
@@ -308,7 +309,7 @@ class Loop:
         with self._reading:
             self._watched = True
             if self._current is seen:
-                self._flush()
+                self._flush(WATCH_NS)
                 link, poll = self._link, self._poll()
                 while not any(ready == self._wake_read for ready, _ in poll.poll()):
                     self._receive(0)
@@ -343,6 +344,6 @@ class Loop:
         self._link.abandon()
 
 
-def _outputs(batch: Sequence[Done]) -> bytes:
+def _outputs(batch: Sequence[Done], stuck_ns: int = 0) -> bytes:
     items, statuses, payloads, times_ns = zip(*batch, strict=True)
-    return encode(Outputs([item[0] for item in items], list(statuses), list(payloads), sum(times_ns)))
+    return encode(Outputs([item[0] for item in items], list(statuses), list(payloads), sum(times_ns), stuck_ns))

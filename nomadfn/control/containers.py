@@ -160,7 +160,15 @@ class Containers:
         match frame:
             case wire.Outputs():
                 connection.outputs += 1
-                self._core.outputs(now, connection.id, frame.deliveries, frame.statuses, frame.payloads, frame.run_ns)
+                self._core.outputs(
+                    now,
+                    connection.id,
+                    frame.deliveries,
+                    frame.statuses,
+                    frame.payloads,
+                    frame.run_ns,
+                    frame.stuck_ns,
+                )
             case wire.Ready():
                 self._core.container_ready(now, connection.id, frame.slots)
             case wire.Part():
@@ -263,9 +271,8 @@ class Containers:
         fresh = [one for one in columns if one[0] in container.held]
         if fresh:
             deliveries, statuses, payloads = map(list, zip(*fresh, strict=True))
-            progress = container.progress
-            self._core.outputs(now, container.id, deliveries, statuses, payloads, event.run_ns)
-            container.progress = progress  # It was before this: the container is as stuck as it was.
+            stuck_ns = int(1e9 * (now - container.progress))  # It was before this, and is as stuck as it was.
+            self._core.outputs(now, container.id, deliveries, statuses, payloads, event.run_ns, max(0, stuck_ns))
         given_back = [one for one in container.held if event.after < one <= event.up_to]
         self._core.returned(now, container.id, given_back)
         self._service.poke()

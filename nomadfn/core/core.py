@@ -278,11 +278,19 @@ class Core:
                 apps.sweep(self.state, now)
 
     def outputs(
-        self, now: float, id: str, deliveries: list[int], statuses: list[int], payloads: list[bytes], run_ns: int
+        self,
+        now: float,
+        id: str,
+        deliveries: list[int],
+        statuses: list[int],
+        payloads: list[bytes],
+        run_ns: int,
+        stuck_ns: int = 0,
     ) -> None:
+        """`stuck_ns`: for so long the container has run its next input already."""
         container = self.state.containers.get(id)
         if container is not None:
-            pool.take_outputs(self.state, now, container, deliveries, statuses, payloads, run_ns)
+            pool.take_outputs(self.state, now, container, deliveries, statuses, payloads, run_ns, stuck_ns)
 
     def returned(self, now: float, id: str, deliveries: list[int]) -> None:
         container = self.state.containers.get(id)

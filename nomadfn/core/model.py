@@ -366,6 +366,7 @@ class Function:
         "deadlines",
         "decisions",
         "failures",
+        "hungry",
         "id",
         "idle_heap",
         "last_decision",
@@ -383,6 +384,7 @@ class Function:
         "running",
         "shared_until",
         "spec",
+        "stuck",
         "tally",
         "temporary",
         "totals",
@@ -391,6 +393,7 @@ class Function:
         "variation",
         "want",
         "wanted",
+        "with_ahead",
     )
 
     def __init__(self, id: str, app: str, spec: wire.FunctionSpec, totals: Totals | None = None) -> None:
@@ -429,6 +432,12 @@ class Function:
         self.mean_run_s: float | None = None
         self.ahead_s = 0.0
         """How much work its containers are sent beyond their slots."""
+        self.stuck: dict[str, Container] = {}
+        """Containers that were asked for what they have ahead, and have given nothing since."""
+        self.with_ahead: dict[str, Container] = {}
+        """Those that have inputs beyond their slots, or had when somebody looked last."""
+        self.hungry = False
+        """A container has nothing to do, and nothing waits, while others may have work ahead."""
         self.shared_until = 0.0
         self.wanted = 0
         self.blocked = ""

@@ -41,7 +41,7 @@ SHARED_FOR_S = 1.0
 """How long a function counts as shared after somebody came while others waited."""
 ALL_AT_ONCE = 2
 """So much more where several inputs run at once: those that began together end together."""
-AHEAD_MAX = 256
+AHEAD_MAX = 512
 AHEAD_BELOW_S = 0.05
 """Functions that take longer get nothing ahead."""
 SHARE_S = 0.0005
@@ -51,14 +51,18 @@ STUCK_S = 0.005
 has work ahead, is asked for it back. It gives one each millisecond while it runs short inputs, unless it gets no
 processor: then it is asked in vain, which costs two messages."""
 STUCK_RUNS = 3
+QUIET_S = 0.002
+"""After so long without an output a container gets nothing more ahead, and is asked for what it has if another one has
+nothing to do."""
 RECALL_AGAIN_S = 0.25
 """The answer to a recall may be lost with a connection."""
 STOP_GRACE_S = 5.0
 EXIT_GRACE_S = 20.0
 """For a class with an `@exit` method."""
 _WEIGHT = 0.3
-_STEP_S = 0.001
-"""A usual run time at most doubles, and this, with one frame: one long input among many short ones says little."""
+_GROWTH, _STEP_S = 4, 0.0001
+"""With one frame a usual run time grows at most by this factor, and this time spread over its outputs: one long input
+among many short ones says little."""
 
 
 def enqueue(function: Function, now: float, call: Call, inputs: Sequence[Input]) -> None:
@@ -80,12 +84,17 @@ def ahead(function: Function) -> int:
 
 
 def stuck_after_s(function: Function) -> float:
-    return max(STUCK_S, STUCK_RUNS * (function.mean_run_s or 0.0))
+    """How long a container may give no output before it is asked for what it has ahead."""
+    return quiet_after_s(function) if function.hungry else max(STUCK_S, STUCK_RUNS * (function.mean_run_s or 0.0))
+
+
+def quiet_after_s(function: Function) -> float:
+    return max(QUIET_S, STUCK_RUNS * (function.mean_run_s or 0.0))
 
 
 def list_container(function: Function, container: Container, extra: int) -> None:
     """Put a container that has room into the heap that `dispatch` takes from."""
-    if container.state != READY or container.alone:
+    if container.state != READY or container.alone or container.id in container.function.stuck:
         return
     used = container.used
     kind = 1 if used < min(function.target, container.slots) else 2 if used < container.slots + extra else 0
@@ -98,6 +107,7 @@ def list_container(function: Function, container: Container, extra: int) -> None
 def dispatch(state: State, now: float, function: Function) -> None:
     """Give pending inputs to containers with room, the lowest index first, evenly where there is work ahead."""
     if function.waiting_inputs == 0 or not function.ready:
+        _note_hunger(state, function)
         return
     if function.queue.visited:
         function.queue.visited = False
@@ -111,12 +121,33 @@ def dispatch(state: State, now: float, function: Function) -> None:
         _dispatch_batches(state, now, function)
     else:
         _dispatch_inputs(state, now, function, extra)
+        _note_hunger(state, function)
+
+
+def _note_hunger(state: State, function: Function) -> None:
+    """Once a container has nothing to do, what others have ahead is asked for sooner."""
+    heap, before, ahead = function.idle_heap, function.hungry, function.with_ahead
+    function.hungry = False
+    if not heap or not ahead or function.waiting_inputs:
+        return
+    while heap and ((idle := function.containers.get(heap[0][1])) is None or idle.listed != 1):
+        heapq.heappop(heap)
+    if not heap:
+        return
+    function.hungry = True
+    if not before:
+        for container in list(ahead.values()):
+            if container.used > container.slots and container.state == READY:
+                state.look(container, container.progress + quiet_after_s(function))
+            else:
+                del ahead[container.id]
 
 
 def _dispatch_inputs(state: State, now: float, function: Function, extra: int) -> None:
     if function.queue.parts:
         batching.put_parts_back(function)
     reserved = _reserve(function)
+    takers = function.ready + 1 - _count_stuck(function)
     visited: list[Container] = []
     for heap, kind in ((function.idle_heap, 1), (function.roomy_heap, 2)):
         while heap and function.waiting_inputs:
@@ -124,15 +155,25 @@ def _dispatch_inputs(state: State, now: float, function: Function, extra: int) -
             if container is None or container.listed != kind:
                 continue
             container.listed = 0
-            if container.state != READY or container.alone:
+            if container.state != READY or container.alone or container.id in function.stuck:
                 continue
             visited.append(container)
             if reserved:
                 reserved -= 1
-            elif not _fill(state, now, function, container, extra, function.ready - len(visited) + 1):
+            elif not _fill(state, now, function, container, extra, takers - len(visited)):
                 break
     for container in visited:
         list_container(function, container, extra)
+
+
+def _count_stuck(function: Function) -> int:
+    """How many containers are in a long input, as it seems: they get nothing before they give something."""
+    stuck = function.stuck
+    if not stuck:
+        return 0
+    for id in [id for id, one in stuck.items() if one.state != READY or function.containers.get(id) is not one]:
+        del stuck[id]
+    return len(stuck)
 
 
 def _dispatch_batches(state: State, now: float, function: Function) -> None:
@@ -190,7 +231,7 @@ def _dispatch_alone(state: State, now: float, function: Function, extra: int) ->
 def _fill(state: State, now: float, function: Function, container: Container, extra: int, takers: int) -> bool:
     """Give one container its share, with `takers` of them left to serve; False when nothing live was left."""
     used = container.used
-    if used and now - container.progress > stuck_after_s(function):
+    if used and now - container.progress > quiet_after_s(function):
         extra = 0
     room = container.slots + extra - used
     share = max(
@@ -244,6 +285,7 @@ def _hand_over(state: State, now: float, function: Function, container: Containe
     state.next_delivery = delivery
     function.changed[container.id] = container
     if len(held) > container.slots:
+        function.with_ahead[container.id] = container
         state.look(container, now + stuck_after_s(function))
     elif container.look_at == math.inf:
         state.look(container, now + min(LOOK_S, function.spec.timeout_s))
@@ -259,6 +301,7 @@ def take_outputs(
     statuses: list[int],
     payloads: list[bytes],
     run_ns: int,
+    stuck_ns: int = 0,
 ) -> None:
     """What a container gave back. A delivery that it does not hold is of an old attempt and is ignored."""
     function = container.function
@@ -267,9 +310,7 @@ def take_outputs(
     raised = batching.whole_batches(container, deliveries, statuses) if wire.BATCH_RAISED in statuses else {}
     done = _release(container, now, deliveries) if container.counts_slots else len(deliveries)
     if done:
-        mean_s = run_ns / 1e9 / done
-        old = function.mean_run_s
-        function.mean_run_s = mean_s if old is None else old + _WEIGHT * (min(mean_s, 2 * old + _STEP_S) - old)
+        function.mean_run_s = _mean_run_s(function.mean_run_s, run_ns / 1e9 / done, done)
         function.failures = 0
     for delivery, status, payload in zip(deliveries, statuses, payloads, strict=True):
         one = held.pop(delivery, None)
@@ -296,9 +337,37 @@ def take_outputs(
         finish(state, now, one, status, payload)
     if raised:
         batching.run_again(state, function, raised.values())
-    container.progress = now
-    container.late = False
+    if stuck_ns and held:
+        _note_stuck(state, now, container, stuck_ns / 1e9)
+    else:
+        container.progress = now
+        container.late = False
+        function.stuck.pop(container.id, None)
     _after_release(state, now, container)
+
+
+def _note_stuck(state: State, now: float, container: Container, stuck_s: float) -> None:
+    """What it runs has done so for a while: what it gave back was finished before that, and is no progress."""
+    function = container.function
+    container.progress = max(container.progress, now - stuck_s)
+    if stuck_s > quiet_after_s(function):
+        mark_stuck(container)
+    if container.used > container.slots:
+        state.look(container, container.progress + stuck_after_s(function))
+
+
+def mark_stuck(container: Container) -> None:
+    """It was asked for what it has ahead. Where several inputs run at once, some may still make progress."""
+    if not container.counts_slots:
+        container.function.stuck[container.id] = container
+
+
+def _mean_run_s(old: float | None, mean_s: float, count: int) -> float:
+    """What is usual after `count` more outputs of one frame: many say more than one."""
+    if old is None:
+        return mean_s
+    weight = 1.0 - (1.0 - _WEIGHT) ** count
+    return old + weight * (min(mean_s, _GROWTH * old + _STEP_S / count) - old)
 
 
 def _release(container: Container, now: float, deliveries: list[int]) -> int:
@@ -335,29 +404,30 @@ def give_back(state: State, now: float, container: Container, deliveries: list[i
 
 def requeue(state: State, now: float, function: Function, inputs: list[Input]) -> None:
     """Inputs that a container had and does not run wait again, before all others: suspects alone, a batch by halves."""
-    back = 0
+    back: dict[tuple[str, int], list[Input]] = {}
     suspects: list[Input] = []
-    for one in reversed(inputs):
+    for one in inputs:
         if one.state != RUNNING:
             continue
         if is_claim(one):
             forget_claim(state, one)
             continue
-        durable = one.call.durable
+        call = one.call
         one.move(REQUEUE)
-        function.running[durable] -= 1
-        function.pending[durable] += 1
+        function.running[call.durable] -= 1
+        function.pending[call.durable] += 1
         if one.deadline <= now:
             miss_deadline(state, now, one)
         elif one.suspect:
             suspects.append(one)
         else:
-            function.queue.put_back(one.call.caller, one.call.priority, [one])
-            back += 1
+            back.setdefault((call.caller, call.priority), []).append(one)
+    for (caller, priority), group in back.items():
+        function.queue.put_back(caller, priority, group)
     batched = function.spec.max_batch_size > 0
     function.queue.alone.extend(batching.halves(suspects) if batched else [[one] for one in suspects])
     if back and batched:
-        batching.note_return(function, now, back)
+        batching.note_return(function, now, sum(map(len, back.values())))
     state.touch(function)
 
 
@@ -365,6 +435,7 @@ def _after_release(state: State, now: float, container: Container) -> None:
     function = container.function
     function.changed[container.id] = container
     if not container.held:
+        function.stuck.pop(container.id, None)
         container.alone = False
         container.idle_since = now
         if container.state == DRAINING:

@@ -92,6 +92,7 @@ class VirtualContainer:
         self._batch: Unit = []
         self._outputs: list[tuple[int, int]] = []
         self._run_s = 0.0
+        self._began_at = 0.0
         self._flushes = False
         self._leaves = False
 
@@ -126,6 +127,7 @@ class VirtualContainer:
             first = unit[0][0]
             run_s = max(world.calls[call].runs[index] for _, call, index in unit)
             self._running[first] = unit
+            self._began_at = world.now
             world.after(run_s, lambda first=first, run_s=run_s: self._finish(first, wire.OK, run_s))  # type: ignore[misc]
         if self._leaves and not self._running and not self._waiting and not self.ended:
             self._flush()
@@ -152,10 +154,11 @@ class VirtualContainer:
             return
         outputs, self._outputs = self._outputs, []
         run_ns, self._run_s = int(self._run_s * 1e9), 0.0
+        stuck_ns = int((self._world.now - self._began_at) * 1e9) if self._running and self.spec.max_inputs == 1 else 0
         deliveries, statuses = [one[0] for one in outputs], [one[1] for one in outputs]
         world = self._world
         world.message(
-            lambda: world.core.outputs(world.now, self.id, deliveries, statuses, [b""] * len(outputs), run_ns)
+            lambda: world.core.outputs(world.now, self.id, deliveries, statuses, [b""] * len(outputs), run_ns, stuck_ns)
         )
 
     def _give_back(self, deliveries: set[int]) -> None:

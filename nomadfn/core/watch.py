@@ -14,7 +14,7 @@ from .effects import Interrupt, Recall
 from .lateness import may_retry
 from .losses import start_failed
 from .model import RUNNING, STARTING, STOPPING, Container, Function, Input
-from .pool import RECALL_AGAIN_S, retry_later, stop, stuck_after_s
+from .pool import RECALL_AGAIN_S, mark_stuck, retry_later, stop, stuck_after_s
 from .state import LOOK_S, State, fail
 
 INTERRUPTED_S = 5.0
@@ -86,6 +86,7 @@ def watch(state: State, now: float, container: Container) -> None:
 def _recall(state: State, now: float, container: Container) -> None:
     if _has_ahead(container) and now >= _recall_at(container):
         container.recalled = now
+        mark_stuck(container)
         ahead = list(container.queued) if container.counts_slots else list(container.held)[container.slots :]
         state.effects.append(Recall(container.id, [delivery for delivery in ahead if delivery in container.held]))
 

@@ -301,6 +301,8 @@ class Outputs(_Frame, tag=24):
     statuses: list[int]
     payloads: list[bytes]
     run_ns: int
+    stuck_ns: int = 0
+    """Sent beside an input that runs long: for so long at least."""
 
 
 class Returned(_Frame, tag=26):
