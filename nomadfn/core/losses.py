@@ -25,8 +25,7 @@ def lost(state: State, now: float, container: Container, what: str, tail: str) -
     wanted_end = container.state == STOPPING
     del state.containers[container.id]
     del function.containers[container.id]
-    function.stuck.pop(container.id, None)
-    function.with_ahead.pop(container.id, None)
+    function.ahead.forget(container)
     inputs = held = [one for one in container.held.values() if one.state == RUNNING]
     batches = _batches(container)
     container.forget_all()

@@ -23,6 +23,7 @@ import msgspec
 from nomadfn_agent import wire
 
 from ..exception import InternalError
+from .ahead import Ahead
 from .deadlines import NEVER, Deadlines
 from .family import Family
 from .placement import Want
@@ -356,6 +357,7 @@ class Function:
     """One function of one app: its definition, its queue, its pool and its figures."""
 
     __slots__ = (
+        "ahead",
         "ahead_s",
         "app",
         "arrivals",
@@ -366,7 +368,6 @@ class Function:
         "deadlines",
         "decisions",
         "failures",
-        "hungry",
         "id",
         "idle_heap",
         "last_decision",
@@ -384,7 +385,6 @@ class Function:
         "running",
         "shared_until",
         "spec",
-        "stuck",
         "tally",
         "temporary",
         "totals",
@@ -393,7 +393,6 @@ class Function:
         "variation",
         "want",
         "wanted",
-        "with_ahead",
     )
 
     def __init__(self, id: str, app: str, spec: wire.FunctionSpec, totals: Totals | None = None) -> None:
@@ -432,12 +431,7 @@ class Function:
         self.mean_run_s: float | None = None
         self.ahead_s = 0.0
         """How much work its containers are sent beyond their slots."""
-        self.stuck: dict[str, Container] = {}
-        """Containers that were asked for what they have ahead, and have given nothing since."""
-        self.with_ahead: dict[str, Container] = {}
-        """Those that have inputs beyond their slots, or had when somebody looked last."""
-        self.hungry = False
-        """A container has nothing to do, and nothing waits, while others may have work ahead."""
+        self.ahead = Ahead()
         self.shared_until = 0.0
         self.wanted = 0
         self.blocked = ""

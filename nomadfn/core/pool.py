@@ -85,7 +85,7 @@ def ahead(function: Function) -> int:
 
 def stuck_after_s(function: Function) -> float:
     """How long a container may give no output before it is asked for what it has ahead."""
-    return quiet_after_s(function) if function.hungry else max(STUCK_S, STUCK_RUNS * (function.mean_run_s or 0.0))
+    return quiet_after_s(function) if function.ahead.hungry else max(STUCK_S, STUCK_RUNS * (function.mean_run_s or 0.0))
 
 
 def quiet_after_s(function: Function) -> float:
@@ -94,7 +94,7 @@ def quiet_after_s(function: Function) -> float:
 
 def list_container(function: Function, container: Container, extra: int) -> None:
     """Put a container that has room into the heap that `dispatch` takes from."""
-    if container.state != READY or container.alone or container.id in container.function.stuck:
+    if container.state != READY or container.alone or container.id in container.function.ahead.stuck:
         return
     used = container.used
     kind = 1 if used < min(function.target, container.slots) else 2 if used < container.slots + extra else 0
@@ -126,21 +126,21 @@ def dispatch(state: State, now: float, function: Function) -> None:
 
 def _note_hunger(state: State, function: Function) -> None:
     """Once a container has nothing to do, what others have ahead is asked for sooner."""
-    heap, before, ahead = function.idle_heap, function.hungry, function.with_ahead
-    function.hungry = False
-    if not heap or not ahead or function.waiting_inputs:
+    heap, sent = function.idle_heap, function.ahead
+    before, sent.hungry = sent.hungry, False
+    if not heap or not sent.holders or function.waiting_inputs:
         return
     while heap and ((idle := function.containers.get(heap[0][1])) is None or idle.listed != 1):
         heapq.heappop(heap)
     if not heap:
         return
-    function.hungry = True
+    sent.hungry = True
     if not before:
-        for container in list(ahead.values()):
+        for container in list(sent.holders.values()):
             if container.used > container.slots and container.state == READY:
                 state.look(container, container.progress + quiet_after_s(function))
             else:
-                del ahead[container.id]
+                del sent.holders[container.id]
 
 
 def _dispatch_inputs(state: State, now: float, function: Function, extra: int) -> None:
@@ -155,7 +155,7 @@ def _dispatch_inputs(state: State, now: float, function: Function, extra: int) -
             if container is None or container.listed != kind:
                 continue
             container.listed = 0
-            if container.state != READY or container.alone or container.id in function.stuck:
+            if container.state != READY or container.alone or container.id in function.ahead.stuck:
                 continue
             visited.append(container)
             if reserved:
@@ -167,11 +167,11 @@ def _dispatch_inputs(state: State, now: float, function: Function, extra: int) -
 
 
 def _count_stuck(function: Function) -> int:
-    """How many containers are in a long input, as it seems: they get nothing before they give something."""
-    stuck = function.stuck
+    """How many containers nothing is kept for."""
+    stuck = function.ahead.stuck
     if not stuck:
         return 0
-    for id in [id for id, one in stuck.items() if one.state != READY or function.containers.get(id) is not one]:
+    for id in [id for id, one in stuck.items() if one.state != READY]:
         del stuck[id]
     return len(stuck)
 
@@ -285,7 +285,7 @@ def _hand_over(state: State, now: float, function: Function, container: Containe
     state.next_delivery = delivery
     function.changed[container.id] = container
     if len(held) > container.slots:
-        function.with_ahead[container.id] = container
+        function.ahead.holders[container.id] = container
         state.look(container, now + stuck_after_s(function))
     elif container.look_at == math.inf:
         state.look(container, now + min(LOOK_S, function.spec.timeout_s))
@@ -342,7 +342,7 @@ def take_outputs(
     else:
         container.progress = now
         container.late = False
-        function.stuck.pop(container.id, None)
+        function.ahead.stuck.pop(container.id, None)
     _after_release(state, now, container)
 
 
@@ -359,7 +359,7 @@ def _note_stuck(state: State, now: float, container: Container, stuck_s: float) 
 def mark_stuck(container: Container) -> None:
     """It was asked for what it has ahead. Where several inputs run at once, some may still make progress."""
     if not container.counts_slots:
-        container.function.stuck[container.id] = container
+        container.function.ahead.stuck[container.id] = container
 
 
 def _mean_run_s(old: float | None, mean_s: float, count: int) -> float:
@@ -435,7 +435,7 @@ def _after_release(state: State, now: float, container: Container) -> None:
     function = container.function
     function.changed[container.id] = container
     if not container.held:
-        function.stuck.pop(container.id, None)
+        function.ahead.stuck.pop(container.id, None)
         container.alone = False
         container.idle_since = now
         if container.state == DRAINING:
