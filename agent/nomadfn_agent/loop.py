@@ -49,6 +49,8 @@ from .wire.link import Link, LinkClosed
 WATCH_S = 0.005
 """A function that runs longer than this no longer keeps the loop from reading."""
 WATCH_NS = int(WATCH_S * 1e9)
+STARVED_S = 0.02
+"""Where the watcher wakes as late as this, the input has held the GIL and may be about to end: it gets WATCH_S more."""
 QUIET_ROUNDS = 20
 """After so many WATCH_S without an input the watcher sleeps until the next one."""
 FLUSH_NS = 1_000_000
@@ -284,6 +286,7 @@ class Loop:
 
     def _watch(self) -> None:
         """The second thread: looks whether an input runs long, and takes the reading over when it does."""
+        spared: Item | None = None
         try:
             while True:
                 self._parked = True
@@ -293,10 +296,12 @@ class Loop:
                 self._parked = False
                 quiet = 0
                 while quiet < QUIET_ROUNDS:
-                    seen = self._current
+                    seen, since = self._current, time.monotonic()
                     time.sleep(WATCH_S)
                     if seen is None:
                         quiet += 1
+                    elif seen is not spared and time.monotonic() - since > STARVED_S:
+                        spared = seen
                     elif seen is self._current:
                         self._read_beside(seen)
                         quiet = 0
