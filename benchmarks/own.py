@@ -33,6 +33,10 @@ COMMANDS = {
 }
 
 
+MIXED_ROUNDS = 5
+"""A map of 50 ms beside which ten others of a second run is more scattered than all else here."""
+
+
 def measure(report: Report, pending: int, rounds: int, say: Callable[[str], None]) -> None:
     parts: dict[str, Callable[[], None]] = {
         "cold starts": lambda: cold_starts(report),
@@ -56,7 +60,7 @@ def cold_starts(report: Report) -> None:
 
 
 def mixed(report: Report, rounds: int) -> None:
-    figures = programs.run("mixed", rounds, timeout_s=300, NOMADFN_CAPACITY="8")
+    figures = programs.run("mixed", max(rounds, MIXED_ROUNDS), timeout_s=400, NOMADFN_CAPACITY="8")
     for measure_name, body in (("mixed-gil", "hold_gil"), ("mixed-sleep", "hold_slot")):
         for contender, values in figures[body].items():
             for value in values:

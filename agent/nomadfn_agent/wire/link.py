@@ -113,6 +113,12 @@ class Link:
     def send_all(self, messages: Sequence[bytes | bytearray | memoryview]) -> None:
         """The same for several messages at once, in their order."""
         mask = self._mask
+        if len(messages) == 1 and len(messages[0]) <= JOINED_BYTES:
+            data = b"".join(_masked(messages[0], mask))
+            with self._writing:
+                self._write(data)
+            self._pay()
+            return
         with_heads = [part for message in messages for part in _masked(message, mask)]
         is_large = sum(map(len, with_heads)) > JOINED_BYTES
         with self._writing:
