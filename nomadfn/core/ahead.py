@@ -17,7 +17,7 @@ class Ahead:
         self.hungry = False
         """A container has nothing to do, and nothing waits, while others have inputs ahead."""
         self.stuck: dict[str, Container] = {}
-        """Containers that are in a long input, as it seems, and get nothing before they give something."""
+        """Containers that are ready and in a long input, as it seems, and get nothing before they give something."""
 
     def forget(self, container: Container) -> None:
         self.holders.pop(container.id, None)

@@ -147,7 +147,7 @@ def _dispatch_inputs(state: State, now: float, function: Function, extra: int) -
     if function.queue.parts:
         batching.put_parts_back(function)
     reserved = _reserve(function)
-    takers = function.ready + 1 - _count_stuck(function)
+    takers = function.ready + 1 - len(function.ahead.stuck)
     visited: list[Container] = []
     for heap, kind in ((function.idle_heap, 1), (function.roomy_heap, 2)):
         while heap and function.waiting_inputs:
@@ -164,16 +164,6 @@ def _dispatch_inputs(state: State, now: float, function: Function, extra: int) -
                 break
     for container in visited:
         list_container(function, container, extra)
-
-
-def _count_stuck(function: Function) -> int:
-    """How many containers nothing is kept for."""
-    stuck = function.ahead.stuck
-    if not stuck:
-        return 0
-    for id in [id for id, one in stuck.items() if one.state != READY]:
-        del stuck[id]
-    return len(stuck)
 
 
 def _dispatch_batches(state: State, now: float, function: Function) -> None:
@@ -358,7 +348,7 @@ def _note_stuck(state: State, now: float, container: Container, stuck_s: float) 
 
 def mark_stuck(container: Container) -> None:
     """It was asked for what it has ahead. Where several inputs run at once, some may still make progress."""
-    if not container.counts_slots:
+    if not container.counts_slots and container.state == READY:
         container.function.ahead.stuck[container.id] = container
 
 
@@ -478,6 +468,7 @@ def stop(state: State, container: Container, reason: str, grace_s: float | None 
     container.function.changed[container.id] = container
     if container.state == READY:
         container.function.ready -= 1
+        container.function.ahead.stuck.pop(container.id, None)
     if container.held and grace_s:
         if container.state in (STARTING, READY):
             container.state = DRAINING

@@ -369,7 +369,7 @@ def _check_counts(state: State) -> None:
         ready = sum(1 for container in function.containers.values() if container.state == READY)
         if ready != function.ready:
             raise InternalError(f"{function.id}: {ready} containers are ready, the function says {function.ready}")
-        if any(not one.held and one.state == READY for one in function.ahead.stuck.values()):
+        if any(not one.held or one.state != READY for one in function.ahead.stuck.values()):
             raise InternalError(f"{function.id}: one of {list(function.ahead.stuck)} holds nothing and gets nothing")
         if (fresh := recount(function)) != tally(function):
             raise InternalError(f"{function.id}: its containers add up to {fresh}, its tally is {function.tally}")
