@@ -21,8 +21,6 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nomadfn_agent.wire.heap import keep_freed
-
 from nomadfn.exception import ConflictError, Error, InvalidError
 
 if TYPE_CHECKING:
@@ -142,6 +140,7 @@ def _run(service: Coroutine[Any, Any, int]) -> int:
     import asyncio
 
     import uvloop
+    from nomadfn_agent.wire.heap import keep_freed
 
     keep_freed()
     gc.freeze()
