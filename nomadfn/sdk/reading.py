@@ -278,15 +278,19 @@ class Reader:
         times = -1
         while True:
             told = self._bell.acquire(timeout=ASIDE_S)
-            while self._left:
-                self._hand_on(wire.decode_to_client(self._left[0]))
-                self._left.popleft()
+            self._take_left()
             if self._needed or (not told and times == self._times):
                 self._aside = False
                 if not self._is_read():
+                    self._take_left()  # From now on nobody leaves any more.
                     return
                 self._aside = True
             times = self._times
+
+    def _take_left(self) -> None:
+        while self._left:
+            self._hand_on(wire.decode_to_client(self._left[0]))
+            self._left.popleft()
 
     def _is_read(self) -> bool:
         """Whether a caller reads for itself now, or is about to."""
