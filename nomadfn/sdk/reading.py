@@ -6,10 +6,10 @@ themselves (`read_for`), awake all the time while calls are very short. The read
 needs it: a call that nobody waits for on a thread of its own, two callers at once, a call that takes long, an end of
 the link; or when nobody has called for a moment.
 
-A caller that reads deals with what is for itself only, and leaves the rest to the reader thread. It may be the main
-thread, where Ctrl-C or the program's own signal handlers may raise at any moment, also between a message's arrival
-and what is done with it. Then nobody knows what is lost: the link is ended, and the reader thread resumes the session
-on a new one, where everything that was not seen comes again.
+A caller that reads deals with what is for itself only, and with lines to show, and leaves the rest to the reader
+thread. It may be the main thread, where Ctrl-C or the program's own signal handlers may raise at any moment, also
+between a message's arrival and what is done with it. Then nobody knows what is lost: the link is ended, and the reader
+thread resumes the session on a new one, where everything that was not seen comes again.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ CALM = 3
 STALE_S = 1.0
 """A caller that said longer ago than this that it reads was interrupted before it could say that it ends."""
 
+SHOWN = (wire.Log, wire.Stats)
 SEVERAL_PROCESSORS = (os.cpu_count() or 1) > 1
 
 Opened = tuple[Link, list[bytes]]
@@ -202,18 +203,18 @@ class Reader:
                 self.come_back()
 
     def _take_for(self, pending: Pending[Any], message: bytes) -> bool:
-        """Deal with a message that is for `pending` alone, and leave any other to the reader thread.
+        """Deal with a message that is for `pending` alone, or a line to show, which has its place before the result.
 
-        False says that the message may be for `pending` and others: the reader thread will tell.
+        Any other is left to the reader thread, and False: it may be for `pending`, too.
         """
         try:
             frame = wire.decode_to_client(message)
         except ValueError:
             frame = None
-        if frame is None or not self._session.awaits(frame, pending):
+        if frame is None or not (isinstance(frame, SHOWN) or self._session.awaits(frame, pending)):
             self._left.append(message)
             self._ring()
-            return isinstance(frame, (wire.Log, wire.Stats))
+            return False
         self._hand_on(frame)
         if self._owes_much():
             self.acknowledge()

@@ -106,6 +106,17 @@ def test_when_nobody_calls_for_a_while_the_reader_thread_reads_again(
     until_direct(verb, takers)
 
 
+def test_a_line_that_came_before_the_result_is_shown_before_it(
+    verb: Any, takers: list[str], double: Double, recorder: Recorder, patient: None
+) -> None:
+    until_direct(verb, takers)
+    for number in range(20, 40):
+        double.connections[-1].send(wire.encode(wire.Log("ct-1", 1, f"{number}\n", "app", "square", 0)))
+        verb.remote(number)
+        assert recorder.lines[-1].text == f"{number}\n"
+        assert takers[-1] == "MainThread"
+
+
 def test_what_is_not_for_the_caller_that_reads_reaches_its_own(
     verb: Any, takers: list[str], double: Double, recorder: Recorder, patient: None
 ) -> None:
