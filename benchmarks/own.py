@@ -34,14 +34,15 @@ COMMANDS = {
 
 
 MIXED_ROUNDS = 5
-"""A map of 50 ms beside which ten others of a second run is more scattered than all else here."""
+"""A map of 50 ms beside which ten others of a second run is more scattered than all else here. The quick part has its
+own number."""
 
 
-def measure(report: Report, pending: int, rounds: int, say: Callable[[str], None]) -> None:
+def measure(report: Report, pending: int, rounds: int, say: Callable[[str], None], *, quick: bool) -> None:
     parts: dict[str, Callable[[], None]] = {
         "cold starts": lambda: cold_starts(report),
         "commands": lambda: commands(report, rounds * 3),
-        "mixed maps": lambda: mixed(report, rounds),
+        "mixed maps": lambda: mixed(report, rounds if quick else max(rounds, MIXED_ROUNDS)),
         "sleeps with nothing between": lambda: bare_sleeps(report, rounds),
         f"{pending:,} pending": lambda: pending_spawns(report, pending),
     }
@@ -60,7 +61,7 @@ def cold_starts(report: Report) -> None:
 
 
 def mixed(report: Report, rounds: int) -> None:
-    figures = programs.run("mixed", max(rounds, MIXED_ROUNDS), timeout_s=400, NOMADFN_CAPACITY="8")
+    figures = programs.run("mixed", rounds, timeout_s=400, NOMADFN_CAPACITY="8")
     for measure_name, body in (("mixed-gil", "hold_gil"), ("mixed-sleep", "hold_slot")):
         for contender, values in figures[body].items():
             for value in values:

@@ -50,7 +50,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory(prefix="nf-bench-") as folder:
                 cases.take_turn(report, name, python, Path(folder))
     if not options.only:
-        own.measure(report, QUICK_PENDING if options.quick else FULL_PENDING, options.rounds, _say)
+        pending = QUICK_PENDING if options.quick else FULL_PENDING
+        own.measure(report, pending, options.rounds, _say, quick=options.quick)
     report.machine |= {"load_after": os.getloadavg()[0], "wall_s": round(time.monotonic() - started_s)}
     report.machine["rounds"] = options.rounds
     _publish(report, options)
