@@ -1,9 +1,8 @@
 """The client's end of a websocket, blocking, on a plain socket.
 
 The `websockets` library does the handshake and all but the plainest frames (`incoming`) without I/O; this module moves
-the bytes. One
-thread may receive while others send: what a receiver owes the other side (an answer to a ping) never waits
-for a sender that is blocked on a full socket, so two ends that both write cannot lock each other up.
+the bytes. One thread may receive while others send: what a receiver owes the other side (an answer to a ping) never
+waits for a sender that is blocked on a full socket, so two ends that both write cannot lock each other up.
 """
 
 from __future__ import annotations

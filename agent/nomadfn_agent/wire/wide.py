@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from mmap import PAGESIZE
 from pickle import PickleBuffer
 from typing import IO, Any
@@ -199,8 +200,16 @@ def _provide(view: memoryview) -> None:
         return
     import ctypes
 
+    madvise = _madvise()
     address = ctypes.addressof(ctypes.c_char.from_buffer(view))
     first = address - address % PAGESIZE
+    madvise(first, address + len(view) - first, POPULATE_WRITE)
+
+
+@cache
+def _madvise() -> Callable[[int, int, int], int]:
+    import ctypes
+
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    madvise(first, address + len(view) - first, POPULATE_WRITE)
+    return madvise
